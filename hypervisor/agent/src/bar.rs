@@ -35,5 +35,9 @@ pub(crate) fn run(file: &CStr) -> Result<(), Failure> {
     }
 
     say!("bar pages={pages} mismatches={mismatches}");
-    if mismatches == 0 { Ok(()) } else { Err(Failure::Mismatch) }
+    if mismatches == 0 {
+        Ok(())
+    } else {
+        Err(Failure::Mismatch)
+    }
 }

@@ -78,10 +78,19 @@ pub(crate) fn run(work: &Work<'_>) -> Result<(), Failure> {
         round += 1;
     }
 
-    let Tally { pages, files, memory_mismatches, file_mismatches } = tally;
+    let Tally {
+        pages,
+        files,
+        memory_mismatches,
+        file_mismatches,
+    } = tally;
     let mismatches = memory_mismatches + file_mismatches;
     say!("check rounds={round} pages={pages} files={files} mismatches={mismatches}");
-    if mismatches == 0 { Ok(()) } else { Err(Failure::Mismatch) }
+    if mismatches == 0 {
+        Ok(())
+    } else {
+        Err(Failure::Mismatch)
+    }
 }
 
 /// Writes round 0's pattern into every page.

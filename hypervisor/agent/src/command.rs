@@ -51,14 +51,20 @@ pub(crate) fn run(arguments: &[&CStr]) -> Result<(), Failure> {
     match (name.to_bytes(), arguments) {
         (b"counter", [name]) => {
             let name = name.to_str().map_err(|_| Failure::Usage)?;
-            say!("{name} ticks={} hz={}", counter::ticks(), counter::frequency());
+            say!(
+                "{name} ticks={} hz={}",
+                counter::ticks(),
+                counter::frequency()
+            );
             Ok(())
         }
         (b"bar", [file]) => bar::run(file),
         (b"hole", [address]) => hole::run(number(address)?),
         (b"check", [seconds, mebibytes, seed, files @ ..]) => check::run(&check::Work {
             seconds: number(seconds)?,
-            bytes: number(mebibytes)?.checked_mul(1 << 20).ok_or(Failure::Number)?,
+            bytes: number(mebibytes)?
+                .checked_mul(1 << 20)
+                .ok_or(Failure::Number)?,
             seed: number(seed)?,
             files,
         }),

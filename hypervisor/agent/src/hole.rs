@@ -20,14 +20,14 @@ static ABORTS: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Safety
 /// `context` must be the kernel's `ucontext_t`.
-unsafe extern "C" fn on_bus_error(_signal: u32, _info: *const u8, context: *mut u8) {
+unsafe extern "C" fn on_bus_error(_signal: u32, _info: *const u8, context: *mut u64) {
     // `ucontext_t` (arch/arm64/include/uapi/asm/ucontext.h): flags 8, link 8, stack 24, signal
     // mask 8 padded to 128 bytes, all aligned to 16: the machine context begins at 176. In it come
     // fault_address, 31 registers and sp, then pc.
-    const PC: usize = 176 + 8 + 31 * 8 + 8;
+    const PC: usize = (176 + 8 + 31 * 8 + 8) / 8;
     ABORTS.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: the kernel's frame holds the saved pc there, aligned to 8.
-    let pc = unsafe { context.add(PC) }.cast::<u64>();
+    // SAFETY: the kernel's frame holds the saved pc there.
+    let pc = unsafe { context.add(PC) };
     // SAFETY: as above. Every A64 instruction is 4 bytes, and the accesses below are written so
     // that going on behind them is sound.
     unsafe { *pc += 4 };
@@ -52,5 +52,9 @@ pub(crate) fn run(address: u64) -> Result<(), Failure> {
     let write = ABORTS.load(Ordering::Relaxed) == u64::from(read) + 1;
 
     say!("hole address={address:#x} read_abort={read} write_abort={write}");
-    if read && write { Ok(()) } else { Err(Failure::NoAbort) }
+    if read && write {
+        Ok(())
+    } else {
+        Err(Failure::NoAbort)
+    }
 }

@@ -161,14 +161,19 @@ fn map(arguments: [u64; 6]) -> Result<*mut u64, Errno> {
 /// sound there.
 pub(crate) unsafe fn handle_signal(
     signal: u64,
-    handler: unsafe extern "C" fn(u32, *const u8, *mut u8),
+    handler: unsafe extern "C" fn(u32, *const u8, *mut u64),
 ) -> Result<(), Errno> {
     const SIGINFO: u64 = 4;
+    const MASK_BYTES: u64 = 8;
     // The kernel's `struct sigaction`: handler, flags, restorer (unused without SA_RESTORER,
     // the kernel's own trampoline returns from the handler) and mask.
-    let action = [(handler as *const ()).expose_provenance() as u64, SIGINFO, 0, 0];
+    let action = [
+        (handler as *const ()).expose_provenance() as u64,
+        SIGINFO,
+        0,
+        0,
+    ];
     let action_address = action.as_ptr().expose_provenance() as u64;
-    const MASK_BYTES: u64 = 8;
     // SAFETY: `action` is laid out as the kernel's structure and is only read. The caller
     // answers for the handler.
     unsafe {
