@@ -53,7 +53,10 @@ pub struct Report {
 /// When a region's memory is mapped into the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(clippy::exhaustive_enums, reason = "creation and fault are the two moments there are")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "creation and fault are the two moments there are"
+)]
 pub enum Mapped {
     /// When the region is created, as far as the host can translate it without doing anything.
     Create,
@@ -248,16 +251,29 @@ mod tests {
                 mapped: Mapped::Create,
                 mapped_at_creation: 0x1000,
                 mapped_bytes: 0x1000,
-                blocks: Blocks { pages_4k: 1, ..Blocks::default() },
+                blocks: Blocks {
+                    pages_4k: 1,
+                    ..Blocks::default()
+                },
                 why_not_larger: vec!["the region is smaller than 2 MiB (4096 bytes)".to_string()],
                 faults: 0,
             }],
-            faults: Faults { ram: 15, ..Faults::default() },
+            faults: Faults {
+                ram: 15,
+                ..Faults::default()
+            },
             exits: BTreeMap::from([("data abort".to_string(), 15)]),
-            tables: Tables { pages: 7, bytes: 28672, minimum_bytes: 28672 },
+            tables: Tables {
+                pages: 7,
+                bytes: 28672,
+                minimum_bytes: 28672,
+            },
             flushes: Flushes::default(),
             notifiers: Notifiers::default(),
-            times: Times { counter_hz: 62_500_000, ..Times::default() },
+            times: Times {
+                counter_hz: 62_500_000,
+                ..Times::default()
+            },
             churn: Some(Churn::default()),
         }
     }
@@ -267,7 +283,10 @@ mod tests {
         let report = sample();
         let line = serde_json::to_string(&report).expect("a report is plain data");
         assert!(!line.contains('\n'), "one report is one line");
-        assert_eq!(serde_json::from_str::<Report>(&line).expect("own output"), report);
+        assert_eq!(
+            serde_json::from_str::<Report>(&line).expect("own output"),
+            report
+        );
     }
 
     #[test]
