@@ -1,0 +1,187 @@
+//! The shape of a tree of tables: how many levels, how an address is cut into indexes, how big
+//! each table is.
+//!
+//! Levels count **up from the pages**: level 0 holds the entries that map single pages, the root
+//! is the highest. (Arm counts the other way: its level 3 is our level 0.) A *span* is what one
+//! level-0 table maps; locks are striped by span.
+
+use crate::address::{Gpa, GpaRange};
+
+/// The most levels any format has (EPT with 57 bits, `Sv57x4`, s390 with region-first tables).
+pub const MAX_LEVELS: usize = 5;
+
+/// A level of the tree; 0 maps single pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Level(u8);
+
+impl Level {
+    /// The level whose entries map single pages.
+    pub const PAGE: Self = Self(0);
+
+    /// The level with this number.
+    #[inline]
+    pub const fn new(number: u8) -> Self {
+        Self(number)
+    }
+
+    /// Its number, for indexing.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The next level towards the pages, or `None` at the pages.
+    #[inline]
+    pub const fn down(self) -> Option<Self> {
+        match self.0.checked_sub(1) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// The next level towards the root.
+    #[inline]
+    pub const fn up(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// The tables of one level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelShape {
+    /// log2 of the bytes that one entry maps.
+    pub shift: u8,
+    /// log2 of the number of entries. The root's may be larger than the other tables of its
+    /// level would be (Arm concatenates up to 16, RISC-V widens by 2 bits, POWER has 13).
+    pub index_bits: u8,
+    /// Size and alignment of a table in bytes. May exceed the entries (s390 keeps guest storage
+    /// keys behind them).
+    pub table_bytes: u32,
+    /// Whether an entry of this level may be a leaf.
+    pub leaf: bool,
+}
+
+/// The tree's shape, root included; made by [`Format::geometry`](crate::format::Format::geometry).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    levels: [LevelShape; MAX_LEVELS],
+    root: Level,
+    address_bits: u8,
+}
+
+impl Geometry {
+    /// A geometry from its levels, pages first, the last being the root.
+    ///
+    /// `address_bits` is the width of a guest physical address.
+    ///
+    /// # Errors
+    ///
+    /// `None` if there are no levels, more than [`MAX_LEVELS`], or their index bits do not add up.
+    pub fn new(shapes: &[LevelShape], address_bits: u8) -> Option<Self> {
+        let last = shapes.last()?;
+        if shapes.len() > MAX_LEVELS || last.shift + last.index_bits < address_bits {
+            return None;
+        }
+        if shapes.windows(2).any(|pair| pair[0].shift + pair[0].index_bits != pair[1].shift) {
+            return None;
+        }
+        let mut levels = [*last; MAX_LEVELS];
+        levels[..shapes.len()].copy_from_slice(shapes);
+        let root = Level::new(u8::try_from(shapes.len() - 1).ok()?);
+        Some(Self { levels, root, address_bits })
+    }
+
+    /// The root's level.
+    #[inline]
+    pub const fn root(&self) -> Level {
+        self.root
+    }
+
+    /// Width of a guest physical address in bits.
+    #[inline]
+    pub const fn address_bits(&self) -> u8 {
+        self.address_bits
+    }
+
+    /// Shape of the tables of `level`; the root's beyond it.
+    #[inline]
+    pub const fn shape(&self, level: Level) -> &LevelShape {
+        let index = if level.index() < MAX_LEVELS { level.index() } else { MAX_LEVELS - 1 };
+        &self.levels[index]
+    }
+
+    /// Bytes that one entry of `level` maps.
+    #[inline]
+    pub const fn entry_bytes(&self, level: Level) -> u64 {
+        1 << self.shape(level).shift
+    }
+
+    /// Bytes that one table of `level` maps.
+    #[inline]
+    pub const fn table_maps(&self, level: Level) -> u64 {
+        1 << (self.shape(level).shift + self.shape(level).index_bits)
+    }
+
+    /// log2 of the bytes of a span: what one level-0 table maps.
+    #[inline]
+    pub const fn span_shift(&self) -> u32 {
+        (self.levels[0].shift + self.levels[0].index_bits) as u32
+    }
+
+    /// Index of `gpa`'s entry in its table of `level`.
+    #[inline]
+    pub const fn index(&self, level: Level, gpa: Gpa) -> u64 {
+        let shape = self.shape(level);
+        (gpa.raw() >> shape.shift) & ((1 << shape.index_bits) - 1)
+    }
+
+    /// The block that the entry of `level` around `gpa` maps.
+    #[inline]
+    pub fn block(&self, level: Level, gpa: Gpa) -> Option<GpaRange> {
+        GpaRange::block_around(gpa, self.entry_bytes(level))
+    }
+
+    /// Whether `range` lies inside the guest's address width.
+    #[inline]
+    pub fn contains(&self, range: &GpaRange) -> bool {
+        range.end().raw() <= 1 << self.address_bits
+    }
+
+    /// The levels from the root down to the pages.
+    pub fn levels_down(&self) -> impl Iterator<Item = Level> + use<> {
+        (0..=self.root.0).rev().map(Level)
+    }
+
+    /// The levels below the root, pages first.
+    pub fn levels_below_root(&self) -> impl Iterator<Item = Level> + use<> {
+        (0..self.root.0).map(Level)
+    }
+
+    /// The levels at which a leaf may stand, largest first.
+    pub fn leaf_levels(&self) -> impl Iterator<Item = Level> + '_ {
+        self.levels_down().filter(|level| self.shape(*level).leaf)
+    }
+
+    /// The fewest bytes of tables that can map the pages in `ranges` with leaves no larger than
+    /// `largest`: the root, and each lower table that some range needs, once.
+    ///
+    /// The ranges must be sorted and must not overlap.
+    pub fn minimum_table_bytes(&self, ranges: &[(GpaRange, Level)]) -> u64 {
+        let mut bytes = u64::from(self.shape(self.root).table_bytes);
+        for number in 0..self.root.0 {
+            let level = Level::new(number);
+            let shift = self.shape(level).shift + self.shape(level).index_bits;
+            let mut next_free = 0;
+            let mut tables = 0;
+            for (range, leaf) in ranges.iter().filter(|(_, leaf)| *leaf <= level) {
+                debug_assert!(*leaf <= level);
+                let first = (range.start().raw() >> shift).max(next_free);
+                let after = ((range.end().raw() - 1) >> shift) + 1;
+                tables += after.saturating_sub(first);
+                next_free = next_free.max(after);
+            }
+            bytes += tables * u64::from(self.shape(level).table_bytes);
+        }
+        bytes
+    }
+}

@@ -1,0 +1,157 @@
+//! What the engine needs of the machine below: memory for tables, and a way to make the hardware
+//! forget translations.
+//!
+//! The engine touches an entry only through [`TableMemory`], so bare metal inlines to atomics and
+//! a model of the machine sees every write. It never issues an instruction itself: what must be
+//! forgotten is described by a [`TlbWork`] and handed to a [`Tlb`].
+
+use arrayvec::ArrayVec;
+
+use crate::address::{GpaRange, Hpa};
+use crate::attributes::MemoryType;
+use crate::geometry::Level;
+use crate::lock::Locks;
+use crate::sync::Ordering;
+
+/// Memory in which tables live.
+///
+/// The isolation of the guest rests on these laws:
+/// * `allocate` hands out memory that nobody else has until it is freed, aligned to its size and
+///   filled with zeros that every CPU and table walker can see;
+/// * `load`, `store`, `compare_exchange` and `swap` are single-copy atomic on 8 bytes, carry the
+///   ordering given (a table walker counts as an observer) and move values unchanged (the engine
+///   deals with byte order).
+pub trait TableMemory: Send + Sync {
+    /// A zeroed table of `bytes` bytes (a power of two) aligned to its size, or `None`.
+    fn allocate(&self, bytes: u32) -> Option<Hpa>;
+
+    /// Takes back the table of `bytes` bytes at `table`, which no walker can reach any more.
+    fn free(&self, table: Hpa, bytes: u32);
+
+    /// The entry at `entry`.
+    fn load(&self, entry: Hpa, order: Ordering) -> u64;
+
+    /// Writes the entry at `entry`.
+    fn store(&self, entry: Hpa, value: u64, order: Ordering);
+
+    /// Replaces `old` by `new` at `entry` (acquire and release).
+    ///
+    /// # Errors
+    ///
+    /// The value found, if it is not `old`.
+    fn compare_exchange(&self, entry: Hpa, old: u64, new: u64) -> Result<(), u64>;
+
+    /// Replaces whatever is at `entry` by `new` (acquire and release) and returns it.
+    fn swap(&self, entry: Hpa, new: u64) -> u64;
+}
+
+/// How many separate ranges a [`TlbWork`] keeps before it widens the last one.
+pub const TLB_RANGES: usize = 4;
+
+/// What the hardware must forget about one VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlbWork {
+    ranges: ArrayVec<GpaRange, TLB_RANGES>,
+    not_only_leaves: bool,
+    smallest_leaf: Option<Level>,
+}
+
+impl TlbWork {
+    /// Work that forgets the leaves of `level` in `range`, and nothing above them.
+    pub fn leaves(range: GpaRange, level: Level) -> Self {
+        Self {
+            ranges: core::iter::once(range).collect(),
+            not_only_leaves: false,
+            smallest_leaf: Some(level),
+        }
+    }
+
+    /// Work that forgets everything in `range`: leaves of any level and cached upper entries.
+    pub fn everything_in(range: GpaRange) -> Self {
+        Self {
+            ranges: core::iter::once(range).collect(),
+            not_only_leaves: true,
+            smallest_leaf: Some(Level::PAGE),
+        }
+    }
+
+    /// Whether there is nothing to forget.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The guest physical ranges to forget.
+    pub fn ranges(&self) -> &[GpaRange] {
+        &self.ranges
+    }
+
+    /// Whether only leaf entries have changed, so that cached upper entries may stay.
+    #[inline]
+    pub fn only_leaves(&self) -> bool {
+        !self.not_only_leaves
+    }
+
+    /// The lowest level at which leaves have changed: its entries' size is the largest stride
+    /// that misses none.
+    #[inline]
+    pub fn smallest_leaf(&self) -> Level {
+        self.smallest_leaf.unwrap_or(Level::PAGE)
+    }
+
+    /// Adds everything that `other` forgets. Ranges that touch become one.
+    pub fn merge(&mut self, other: &Self) {
+        self.not_only_leaves |= other.not_only_leaves;
+        self.smallest_leaf = match (self.smallest_leaf, other.smallest_leaf) {
+            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+            (ours, theirs) => ours.or(theirs),
+        };
+        for range in &other.ranges {
+            self.add(*range);
+        }
+    }
+
+    fn add(&mut self, range: GpaRange) {
+        let touches = |known: &GpaRange| range.start() <= known.end() && known.start() <= range.end();
+        if let Some(known) = self.ranges.iter_mut().find(|known| touches(known)) {
+            *known = known.hull(&range);
+        } else if let Err(full) = self.ranges.try_push(range) {
+            if let Some(last) = self.ranges.last_mut() {
+                *last = last.hull(&full.element());
+            }
+        }
+    }
+}
+
+/// The machine's translation caches, as far as they hold translations of one VM.
+///
+/// The isolation of the guest rests on `flush`: when it returns, no CPU has, or will get from an
+/// entry changed before the call, a translation that `work` names. That includes translations
+/// combined from the guest's own tables and ours (Arm ARM D8.14: invalidation by IPA does not
+/// reach those, a VMID-wide stage-1 invalidation must follow), and partial walks unless
+/// [`TlbWork::only_leaves`].
+pub trait Tlb: Send + Sync {
+    /// Makes every CPU forget what `work` names. Returns when that is complete. Called with no
+    /// stripe held. Must not need progress of code that waits for a lock of ours.
+    fn flush(&self, work: &TlbWork);
+
+    /// Makes this CPU forget what it holds for `range`.
+    fn flush_local(&self, range: GpaRange);
+
+    /// Makes entries written before visible to every table walker (Arm: `DSB ISHST`).
+    fn publish(&self);
+
+    /// Readies host memory that a leaf is about to show to the guest: what the host wrote must
+    /// be seen by a guest that bypasses caches, and by its instruction fetches. `bytes` bytes at
+    /// `hpa`; `executable` says whether the guest may fetch from it. Called with no stripe held.
+    /// Nothing to do where caches are coherent.
+    fn prepare(&self, hpa: Hpa, bytes: u64, memory: MemoryType, executable: bool) {
+        let _ = (hpa, bytes, memory, executable);
+    }
+}
+
+/// Everything below the engine: one value per VM.
+pub trait Platform: TableMemory + Tlb + 'static {
+    /// The locks to use.
+    type Locks: Locks;
+}

@@ -1,0 +1,416 @@
+//! Taking translations away: unmap, split, and tidying up of tables.
+//!
+//! A [`Restriction`] is a removal in progress over a range. While it lives, the stripes that the
+//! range touches are marked, and nobody installs anything under them. Its operations return
+//! [`Flush`]es that borrow it, so the marks cannot be lowered before the flushes are complete
+//! (P7). Dropping it lowers the marks and moves the sequences (P8); a host that must first make
+//! its own change takes them over as a [`Raised`] and lowers them when it is done.
+
+use core::fmt;
+
+use crate::address::{Gpa, GpaRange};
+use crate::attributes::Attributes;
+use crate::cache::TableCache;
+use crate::flush::Flush;
+use crate::format::{Entry, Format};
+use crate::geometry::Level;
+use crate::platform::{Platform, TlbWork};
+use crate::stripe::StripeSet;
+use crate::table::{Hold, PageTable, Place, entry_address};
+
+/// What becomes of a block of which only part is to be unmapped.
+pub enum PartialBlock<'c, 't, F: Format, P: Platform> {
+    /// All of it goes; what was outside the range is faulted in again.
+    Drop,
+    /// It is split, so that what is outside the range stays. Tables come from the cache, which
+    /// is refilled as needed; where that fails, the block is dropped.
+    Split(&'c mut TableCache<'t, F, P>),
+}
+
+impl<F: Format, P: Platform> fmt::Debug for PartialBlock<'_, '_, F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Drop => "Drop",
+            Self::Split(_) => "Split",
+        })
+    }
+}
+
+/// Marks left up by a finished removal, for a host that has yet to make its change.
+///
+/// Hand it back to [`PageTable::lower`]. One that is lost stalls every fault under its stripes
+/// for good; nothing unsafe follows.
+#[derive(Debug)]
+#[must_use = "faults under these stripes stall until PageTable::lower"]
+pub struct Raised(StripeSet);
+
+/// A removal in progress.
+#[must_use = "faults under its stripes stall while a restriction lives"]
+pub struct Restriction<'t, F: Format, P: Platform> {
+    table: &'t PageTable<F, P>,
+    // P8: the stripes raised, each once.
+    raised: StripeSet,
+}
+
+impl<F: Format, P: Platform> PageTable<F, P> {
+    /// P5: begins a removal over `range`: marks every stripe it touches.
+    pub fn restrict(&self, range: &GpaRange) -> Restriction<'_, F, P> {
+        let mut restriction = self.restrict_nothing();
+        restriction.cover(range);
+        restriction
+    }
+
+    /// Begins a removal over no range yet; [`Restriction::cover`] adds ranges.
+    pub fn restrict_nothing(&self) -> Restriction<'_, F, P> {
+        Restriction { table: self, raised: StripeSet::EMPTY }
+    }
+
+    /// P8: ends a removal whose marks were left up.
+    pub fn lower(&self, raised: Raised) {
+        self.stripes.lower(raised.0);
+    }
+}
+
+/// What a step of an unmapping found at its start.
+enum Step {
+    /// Done up to here.
+    Up(Option<Gpa>),
+    /// More stripes are needed: those of this block.
+    Wider(GpaRange),
+    /// The block at this place is to be split.
+    Split(Place, GpaRange),
+}
+
+impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
+    /// P5: extends the removal to `range`.
+    pub fn cover(&mut self, range: &GpaRange) {
+        let more = self.table.stripes.covering(range).without(self.raised);
+        self.table.stripes.raise(more);
+        self.raised = self.raised.union(more);
+    }
+
+    /// Leaves the marks up after the removal.
+    pub fn leave_raised(self) -> Raised {
+        let raised = Raised(self.raised);
+        core::mem::forget(self);
+        raised
+    }
+
+    /// Removes every translation of `range`. A table that `range` covers is dropped whole.
+    ///
+    /// Needs no memory to succeed.
+    pub fn unmap(
+        &mut self,
+        range: &GpaRange,
+        mut partial: PartialBlock<'_, '_, F, P>,
+    ) -> Flush<'_, F, P> {
+        let mut flush = Flush::new(self.table);
+        self.cover(range);
+        let mut skipped = StripeSet::EMPTY;
+        let mut wide: Option<GpaRange> = None;
+        let mut rest = self.table.within_address_width(range);
+        while let Some(todo) = rest {
+            let can_detach = flush.make_room_for_table();
+            let unmapping = Unmapping { todo, wide, can_detach };
+            let step = self.unmap_step(&unmapping, &partial, &mut flush, &mut skipped);
+            wide = None;
+            match step {
+                Step::Up(end) => rest = end.and_then(|end| todo.from(end)),
+                Step::Wider(block) => {
+                    self.cover(&block);
+                    wide = Some(block);
+                }
+                Step::Split(place, block) => {
+                    let split = match &mut partial {
+                        PartialBlock::Split(tables) => {
+                            tables.fill().is_ok()
+                                && self.split_block(&place, &block, Some(range), tables, &mut flush)
+                        }
+                        PartialBlock::Drop => false,
+                    };
+                    if !split {
+                        partial = PartialBlock::Drop;
+                    }
+                }
+            }
+        }
+        // P6 for what was skipped without holding its stripes.
+        if !skipped.is_empty() && self.table.hold_stripes(skipped).others_active() {
+            flush.add(&TlbWork::everything_in(*range));
+        }
+        flush
+    }
+
+    fn unmap_step(
+        &self,
+        unmapping: &Unmapping,
+        partial: &PartialBlock<'_, '_, F, P>,
+        flush: &mut Flush<'_, F, P>,
+        skipped: &mut StripeSet,
+    ) -> Step {
+        let Unmapping { todo, wide, can_detach } = unmapping;
+        let at = todo.start();
+        let hold = match wide {
+            Some(block) => self.table.hold(block),
+            None => self.table.hold_stripes(self.table.stripes.of(at)),
+        };
+        let place = self.first_removable(&hold, todo, *can_detach);
+        let Some(block) = self.table.geometry().block(place.level, at) else {
+            return Step::Up(None);
+        };
+        let stripes = self.table.stripes.covering(&block);
+        if hold.others_active() {
+            // P6: someone else may have removed entries here whose flush is not complete.
+            let span = self.table.span(at).map_or(block, |span| span.hull(&block));
+            flush.add(&TlbWork::everything_in(span));
+        }
+        if place.level == Level::PAGE {
+            return Step::Up(self.unmap_pages(todo, &place, flush));
+        }
+        if F::is_empty(place.level, place.raw) {
+            // No stripe need be held to know that it stays empty: all are marked, so nobody
+            // installs anything (P3).
+            *skipped = skipped.union(stripes.without(hold.stripes()));
+            return Step::Up(Some(block.end()));
+        }
+        if !hold.stripes().covers(stripes) || !self.raised.covers(stripes) {
+            return Step::Wider(block);
+        }
+        if F::is_table(place.level, place.raw) {
+            self.table.store(place.entry, F::empty(place.level));
+            if let Some(below) = place.level.down() {
+                flush.detach(F::address(place.level, place.raw), below, block);
+            }
+        } else {
+            if !todo.covers(&block) && partial.splits(self.table, place.level) {
+                return Step::Split(place, block);
+            }
+            self.table.swap(place.entry, F::empty(place.level));
+            flush.add(&TlbWork::leaves(block, place.level));
+        }
+        Step::Up(Some(block.end()))
+    }
+
+    /// The highest entry at the start of `todo` that can be dealt with whole: a leaf, an empty
+    /// one, or a table that `todo` covers.
+    fn first_removable(&self, hold: &Hold<'_, F, P>, todo: &GpaRange, can_detach: bool) -> Place {
+        let geometry = self.table.geometry();
+        let mut lowest = geometry.root();
+        loop {
+            let place = hold.descend(todo.start(), lowest);
+            let covered = geometry
+                .block(place.level, todo.start())
+                .is_some_and(|block| todo.covers(&block));
+            let whole_table = can_detach && covered;
+            if !F::is_table(place.level, place.raw) || whole_table {
+                return place;
+            }
+            match place.level.down() {
+                Some(below) => lowest = below,
+                None => return place,
+            }
+        }
+    }
+
+    /// Empties the entries of one level-0 table from `place` on, as far as `todo` and the span
+    /// go. Returns where it stopped.
+    fn unmap_pages(&self, todo: &GpaRange, place: &Place, flush: &mut Flush<'_, F, P>) -> Option<Gpa> {
+        let part = self.table.span(todo.start())?.intersection(todo)?;
+        let empty = F::empty(Level::PAGE);
+        let shift = self.table.geometry().shape(Level::PAGE).shift;
+        let mut found = false;
+        for index in 0..part.bytes() >> shift {
+            let entry = entry_address(place.entry, index);
+            if !F::is_empty(Level::PAGE, self.table.load(entry)) {
+                self.table.swap(entry, empty);
+                found = true;
+            }
+        }
+        if found {
+            flush.add(&TlbWork::leaves(part, Level::PAGE));
+        }
+        Some(part.end())
+    }
+
+    /// Replaces every block in `range` that is larger than an entry of `to` by a table, with all
+    /// attributes kept, down to entries of `to`. Best effort: a block stays as it is if there is
+    /// no memory for its table, and is gone (to be faulted in again) if a removal met it half way.
+    pub fn split(
+        &mut self,
+        range: &GpaRange,
+        to: Level,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Flush<'_, F, P> {
+        let mut flush = Flush::new(self.table);
+        self.cover(range);
+        let mut rest = self.table.within_address_width(range);
+        while let Some(todo) = rest {
+            let hold = self.table.hold_stripes(self.table.stripes.of(todo.start()));
+            let place = hold.descend(todo.start(), to);
+            drop(hold);
+            let Some(block) = self.table.geometry().block(place.level, todo.start()) else { break };
+            let leaf = matches!(self.table.decode(place.level, place.raw), Entry::Leaf { .. });
+            let wanted = leaf && place.level > to && splits_into_leaves(self.table, place.level);
+            if wanted && tables.fill().is_ok() {
+                self.cover(&block);
+                if self.split_block(&place, &block, None, tables, &mut flush) {
+                    continue;
+                }
+            }
+            rest = todo.from(block.end());
+        }
+        flush
+    }
+
+    /// Splits the block at `place` into a table of the next level, leaving out children that lie
+    /// wholly in `without`. `tables` has a table for that level; `block`'s stripes are marked.
+    /// False if the block is still there.
+    fn split_block(
+        &self,
+        place: &Place,
+        block: &GpaRange,
+        without: Option<&GpaRange>,
+        tables: &mut TableCache<'_, F, P>,
+        flush: &mut Flush<'_, F, P>,
+    ) -> bool {
+        let Some(below) = place.level.down() else { return false };
+        let hold = self.table.hold(block);
+        let now = hold.descend(block.start(), place.level);
+        let Entry::Leaf { hpa, attributes } = self.table.decode(now.level, now.raw) else {
+            return true;
+        };
+        if now.level != place.level {
+            return true;
+        }
+        let (mut old, mut attributes) = (now.raw, attributes);
+        let broken = self.table.rules().break_before_make;
+        if broken {
+            old = self.table.swap(now.entry, F::empty(now.level));
+            if let Entry::Leaf { attributes: last, .. } = self.table.decode(now.level, old) {
+                attributes = last;
+            }
+        }
+        let sequences = hold.sequences();
+        drop(hold);
+        flush.add(&TlbWork::leaves(*block, place.level));
+        if broken {
+            flush.carry_out();
+            old = F::empty(place.level);
+        }
+        let Some(child) = tables.take(below) else { return broken };
+        let half = Half { level: below, block: *block, hpa, attributes };
+        let full = self.fill_child(child, &half, without);
+        let hold = self.table.hold(block);
+        // Between the two holds someone else may have begun, or even finished, a removal that
+        // found nothing here. Then what we are about to write back is not ours to write.
+        let undisturbed = !hold.others_active() && hold.sequences() == sequences;
+        let link = F::table(self.table.features(), place.level, child);
+        let linked = full
+            && undisturbed
+            && self.table.compare_exchange(now.entry, old, link).is_ok();
+        drop(hold);
+        if linked {
+            self.table.platform().publish();
+        } else {
+            self.table.free_table(below, child);
+        }
+        linked || broken
+    }
+
+    /// Writes the entries of the unlinked table `child`; false if the format refuses one.
+    fn fill_child(&self, child: crate::address::Hpa, half: &Half, without: Option<&GpaRange>) -> bool {
+        let geometry = self.table.geometry();
+        let bytes = geometry.entry_bytes(half.level);
+        for index in 0..self.table.entries(half.level) {
+            let offset = index * bytes;
+            let gone = without.is_some_and(|range| {
+                geometry
+                    .block(half.level, Gpa::new(half.block.start().raw() + offset))
+                    .is_some_and(|part| range.covers(&part))
+            });
+            if gone {
+                continue;
+            }
+            let Some(hpa) = half.hpa.checked_add(offset) else { return false };
+            let encoded = F::leaf(self.table.features(), half.level, hpa, half.attributes);
+            let Ok(raw) = encoded else { return false };
+            self.table.store(entry_address(child, index), raw);
+        }
+        true
+    }
+
+    /// Frees tables at the edges of `range` that map nothing any more: what a removal that does
+    /// not cover them whole leaves behind.
+    pub fn prune(&mut self, range: &GpaRange) -> Flush<'_, F, P> {
+        let mut flush = Flush::new(self.table);
+        let last = Gpa::new(range.end().raw() - 1);
+        for edge in [range.start(), last] {
+            for below in self.table.geometry().levels_below_root() {
+                self.prune_table(edge, below, &mut flush);
+            }
+        }
+        flush
+    }
+
+    /// Frees the table of level `below` around `edge`, if it is empty.
+    fn prune_table(&mut self, edge: Gpa, below: Level, flush: &mut Flush<'_, F, P>) {
+        let level = below.up();
+        let Some(block) = self.table.geometry().block(level, edge) else { return };
+        if !self.table.geometry().contains(&block) || !flush.make_room_for_table() {
+            return;
+        }
+        self.cover(&block);
+        let hold = self.table.hold(&block);
+        let place = hold.descend(edge, level);
+        if place.level != level || !F::is_table(level, place.raw) {
+            return;
+        }
+        let child = F::address(level, place.raw);
+        let mut entries = 0..self.table.entries(below);
+        let in_use = |index| !F::is_empty(below, self.table.load(entry_address(child, index)));
+        if !entries.any(in_use) {
+            self.table.store(place.entry, F::empty(level));
+            flush.detach(child, below, block);
+        }
+    }
+}
+
+/// Where an unmapping stands.
+struct Unmapping {
+    todo: GpaRange,
+    /// A block whose stripes are all needed.
+    wide: Option<GpaRange>,
+    /// Whether there is room to keep a detached table.
+    can_detach: bool,
+}
+
+/// A block being split into entries of the next level.
+struct Half {
+    level: Level,
+    block: GpaRange,
+    hpa: crate::address::Hpa,
+    attributes: Attributes,
+}
+
+impl<F: Format, P: Platform> PartialBlock<'_, '_, F, P> {
+    fn splits(&self, table: &PageTable<F, P>, level: Level) -> bool {
+        matches!(self, Self::Split(_)) && splits_into_leaves(table, level)
+    }
+}
+
+/// Whether the pieces of a block of `level` can be leaves.
+fn splits_into_leaves<F: Format, P: Platform>(table: &PageTable<F, P>, level: Level) -> bool {
+    level.down().is_some_and(|below| table.geometry().shape(below).leaf)
+}
+
+impl<F: Format, P: Platform> Drop for Restriction<'_, F, P> {
+    fn drop(&mut self) {
+        self.table.stripes.lower(self.raised);
+    }
+}
+
+impl<F: Format, P: Platform> fmt::Debug for Restriction<'_, F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restriction").field("raised", &self.raised).finish_non_exhaustive()
+    }
+}

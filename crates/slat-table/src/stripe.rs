@@ -1,0 +1,237 @@
+//! Striped span locks: who may touch which entries, and who must try again.
+//!
+//! A *span* is what one level-0 table maps (2 MiB with 4 KiB granules and 9-bit tables). The
+//! spans of a tree share [`MAX_STRIPES`] or fewer *stripes*; a stripe is a lock, a count of
+//! removals in progress, and a sequence number, on a cache line of its own.
+//!
+//! * To read or change a leaf, or to free a level-0 table, hold the stripe of its span.
+//! * To change an entry that covers several spans, or to free an upper table, hold the stripes of
+//!   all of them.
+//! * The one exception: an *empty* upper entry may become a table by compare-exchange under any
+//!   one covered stripe. That is undone only under all of them.
+//!
+//! So whoever holds one stripe can never see a table vanish on the way down to its span.
+//!
+//! The count and the sequence order installers against removers. A remover **raises** the count
+//! of every stripe it may touch before it removes anything (P5), and **lowers** it when its flush
+//! is complete, raising the sequence in the same hold (P8). An installer takes a [`Snapshot`] of
+//! the sequences before it asks the host what to map (P2), and under the stripes installs only if
+//! no count is up and no sequence has moved (P3).
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use arrayvec::ArrayVec;
+
+use crate::address::{Gpa, GpaRange};
+use crate::lock::{Locks, Mutex};
+use crate::sync::{AtomicU64, Ordering};
+
+/// The most stripes a table can have; a set of them fits in a word.
+pub const MAX_STRIPES: usize = 64;
+
+/// A set of stripes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StripeSet(u64);
+
+impl StripeSet {
+    /// No stripes.
+    pub const EMPTY: Self = Self(0);
+
+    #[inline]
+    const fn one(index: usize) -> Self {
+        Self(1 << index)
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Those in either set.
+    #[inline]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those in this set but not in `other`.
+    #[inline]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` are in this set.
+    #[inline]
+    pub const fn covers(self, other: Self) -> bool {
+        other.0 & !self.0 == 0
+    }
+
+    /// Their indexes, in ascending order: the order in which locks are taken (P12).
+    #[inline]
+    fn indexes(self) -> impl Iterator<Item = usize> {
+        let mut rest = self.0;
+        core::iter::from_fn(move || {
+            let index = rest.trailing_zeros() as usize;
+            if index == MAX_STRIPES {
+                return None;
+            }
+            rest &= rest - 1;
+            Some(index)
+        })
+    }
+}
+
+/// Sequences of some stripes at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    set: StripeSet,
+    // Sequences only grow, so their sum is the same exactly if each of them is.
+    sum: u64,
+}
+
+impl Snapshot {
+    /// The stripes whose sequences it holds.
+    #[inline]
+    pub const fn set(&self) -> StripeSet {
+        self.set
+    }
+}
+
+#[repr(align(64))]
+struct Stripe<L: Locks> {
+    in_progress: L::Mutex<u32>,
+    sequence: AtomicU64,
+}
+
+type Guard<'a, L> = <<L as Locks>::Mutex<u32> as Mutex<u32>>::Guard<'a>;
+
+/// All stripes of one table.
+pub(crate) struct Stripes<L: Locks> {
+    stripes: Box<[Stripe<L>]>,
+    span_shift: u32,
+}
+
+impl<L: Locks> Stripes<L> {
+    /// `count` stripes, a power of two of at most [`MAX_STRIPES`], for spans of
+    /// `1 << span_shift` bytes; `None` if it is not, or if memory runs out.
+    pub(crate) fn new(count: usize, span_shift: u32) -> Option<Self> {
+        if !count.is_power_of_two() || count > MAX_STRIPES {
+            return None;
+        }
+        let mut stripes = Vec::new();
+        stripes.try_reserve_exact(count).ok()?;
+        stripes.extend((0..count).map(|_| Stripe {
+            in_progress: L::Mutex::new(0),
+            sequence: AtomicU64::new(0),
+        }));
+        Some(Self { stripes: stripes.into_boxed_slice(), span_shift })
+    }
+
+    /// The stripe of the span around `gpa`.
+    #[inline]
+    pub(crate) fn of(&self, gpa: Gpa) -> StripeSet {
+        StripeSet::one(self.index(gpa.raw() >> self.span_shift))
+    }
+
+    #[inline]
+    fn index(&self, span: u64) -> usize {
+        usize::try_from(span & (self.stripes.len() as u64 - 1)).unwrap_or(0)
+    }
+
+    /// The stripes of all spans that `range` touches.
+    pub(crate) fn covering(&self, range: &GpaRange) -> StripeSet {
+        let first = range.start().raw() >> self.span_shift;
+        let last = (range.end().raw() - 1) >> self.span_shift;
+        let count = self.stripes.len() as u64;
+        if last - first >= count - 1 {
+            return self.all();
+        }
+        (first..=last).fold(StripeSet::EMPTY, |set, span| {
+            set.union(StripeSet::one(self.index(span)))
+        })
+    }
+
+    pub(crate) fn all(&self) -> StripeSet {
+        StripeSet(u64::MAX >> (MAX_STRIPES - self.stripes.len()))
+    }
+
+    /// P2: the sequences of `set`, to be taken before the host is asked.
+    #[inline]
+    pub(crate) fn snapshot(&self, set: StripeSet) -> Snapshot {
+        // Acquire pairs with the release in `lower`: whoever sees the new sequence also sees
+        // the host's change that it announces.
+        let sum = set.indexes().fold(0u64, |sum, index| {
+            sum.wrapping_add(self.stripes[index].sequence.load(Ordering::Acquire))
+        });
+        Snapshot { set, sum }
+    }
+
+    /// Takes the stripes of `set` in index order (P12).
+    #[inline]
+    pub(crate) fn hold(&self, set: StripeSet) -> Held<'_, L> {
+        let mut guards = ArrayVec::new();
+        for index in set.indexes() {
+            guards.push(self.stripes[index].in_progress.lock());
+        }
+        Held { stripes: self, set, guards }
+    }
+
+    /// P5: counts a removal in progress on every stripe of `set`.
+    ///
+    /// Each count goes up under its lock. So once this returns, an installer that held the stripe
+    /// before has finished, and one that takes it later sees the count.
+    pub(crate) fn raise(&self, set: StripeSet) {
+        for index in set.indexes() {
+            *self.stripes[index].in_progress.lock() += 1;
+        }
+    }
+
+    /// P8: ends a removal: moves the sequence and lowers the count in one hold, per stripe.
+    pub(crate) fn lower(&self, set: StripeSet) {
+        for index in set.indexes() {
+            let stripe = &self.stripes[index];
+            let mut in_progress = stripe.in_progress.lock();
+            // Only ever written under the lock, so load and store need not be one operation.
+            let sequence = stripe.sequence.load(Ordering::Relaxed);
+            stripe.sequence.store(sequence + 1, Ordering::Release);
+            *in_progress -= 1;
+        }
+    }
+}
+
+/// Some stripes, held.
+pub(crate) struct Held<'s, L: Locks> {
+    stripes: &'s Stripes<L>,
+    set: StripeSet,
+    guards: ArrayVec<Guard<'s, L>, MAX_STRIPES>,
+}
+
+impl<L: Locks> Held<'_, L> {
+    pub(crate) fn set(&self) -> StripeSet {
+        self.set
+    }
+
+    /// P3: whether no removal is in progress on the held stripes and none has ended since
+    /// `snapshot`, which must be of the same stripes.
+    #[inline]
+    pub(crate) fn is_current(&self, snapshot: &Snapshot) -> bool {
+        !self.counts_above(0) && self.stripes.snapshot(self.set) == *snapshot
+    }
+
+    /// P6: whether, on a held stripe, anyone but a caller that raised each once is removing.
+    #[inline]
+    pub(crate) fn others_active(&self) -> bool {
+        self.counts_above(1)
+    }
+
+    #[inline]
+    fn counts_above(&self, own: u32) -> bool {
+        self.guards.iter().any(|in_progress| **in_progress > own)
+    }
+
+    /// The held stripes' sequences.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.stripes.snapshot(self.set)
+    }
+}

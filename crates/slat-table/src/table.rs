@@ -1,0 +1,708 @@
+//! The tree: a root, the tables below it, and what may be done to it under a held stripe.
+//!
+//! A [`PageTable`] is shared by all vCPUs of a VM. Adding translations goes through a [`Hold`]:
+//! encode [`Leaves`] first, hold the stripes of their range, check that what the host said is
+//! still true ([`Hold::is_current`], P3), [`install`](Hold::install), let go, and
+//! [`settle`](PageTable::settle). Taking them away goes through a
+//! [`Restriction`](crate::restriction::Restriction).
+
+use core::fmt;
+
+use crate::address::{Gpa, GpaRange, Hpa};
+use crate::attributes::Attributes;
+use crate::cache::{OutOfTables, TableCache};
+use crate::format::{ByteOrder, EncodeError, Entry, Format, GeometryError, Rules};
+use crate::geometry::{Geometry, Level, MAX_LEVELS};
+use crate::platform::Platform;
+use crate::stripe::{Held, MAX_STRIPES, Snapshot, StripeSet, Stripes};
+use crate::sync::{AtomicU64, Ordering};
+
+/// How to shape a new table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Width of a guest physical address in bits.
+    pub address_bits: u8,
+    /// Number of stripes: a power of two, at most [`MAX_STRIPES`].
+    pub stripes: usize,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self { address_bits: 40, stripes: MAX_STRIPES }
+    }
+}
+
+/// Why a table could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NewTableError {
+    /// The address width does not suit the format or the hardware.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The number of stripes is no power of two or too large.
+    #[error("{0} stripes: need a power of two, at most {MAX_STRIPES}")]
+    Stripes(usize),
+    /// No memory for the root.
+    #[error(transparent)]
+    OutOfTables(#[from] OutOfTables),
+}
+
+/// Neighbouring leaves of one level, encoded and ready to install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaves {
+    range: GpaRange,
+    level: Level,
+    first: u64,
+}
+
+impl Leaves {
+    /// What they map.
+    pub fn range(&self) -> GpaRange {
+        self.range
+    }
+
+    /// Their level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+}
+
+/// Why leaves could not be encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeavesError {
+    /// The format cannot express them.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The range is not whole entries of the level, does not lie in one table, or lies beyond
+    /// the guest's address width.
+    #[error("{range} is not a run of entries of one table of level {}", level.index())]
+    NotARun {
+        /// The range asked for.
+        range: GpaRange,
+        /// The level asked for.
+        level: Level,
+    },
+}
+
+/// What an installation did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Leaves that were not there.
+    pub new: u64,
+    /// Leaves that were there and now allow more, or are young again.
+    pub extended: u64,
+    /// Leaves that were there and needed no change.
+    pub present: u64,
+    /// Where something else is in the way (P4): an entry for another address, of another memory
+    /// type, or of another size. The installation stopped there. Remove this range, then ask the
+    /// host again.
+    pub conflict: Option<GpaRange>,
+}
+
+/// A translation found in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The host physical address of the byte asked for.
+    pub hpa: Hpa,
+    /// The level of the leaf.
+    pub level: Level,
+    /// What the leaf says.
+    pub attributes: Attributes,
+}
+
+/// Second-level page tables of one VM.
+pub struct PageTable<F: Format, P: Platform> {
+    platform: P,
+    features: F::Features,
+    rules: Rules,
+    geometry: Geometry,
+    root: Hpa,
+    pub(crate) stripes: Stripes<P::Locks>,
+    tables: AtomicU64,
+    table_bytes: AtomicU64,
+    flushes: AtomicU64,
+}
+
+impl<F: Format, P: Platform> PageTable<F, P> {
+    /// An empty tree.
+    ///
+    /// # Errors
+    ///
+    /// [`NewTableError`]; nothing is allocated then.
+    pub fn new(
+        platform: P,
+        features: F::Features,
+        options: TableOptions,
+    ) -> Result<Self, NewTableError> {
+        let geometry = F::geometry(&features, options.address_bits)?;
+        let stripes = Stripes::new(options.stripes, geometry.span_shift())
+            .ok_or(NewTableError::Stripes(options.stripes))?;
+        let mut table = Self {
+            platform,
+            rules: F::rules(&features),
+            features,
+            geometry,
+            root: Hpa::new(0),
+            stripes,
+            tables: AtomicU64::new(0),
+            table_bytes: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+        };
+        // A failure here drops `table`, which frees nothing as it counts no tables.
+        table.root = table.allocate_table(geometry.root())?;
+        Ok(table)
+    }
+
+    /// What the root pointer must hold for the VM named `vmid`.
+    pub fn root(&self, vmid: u16) -> F::Root {
+        F::root(&self.features, &self.geometry, self.root, vmid)
+    }
+
+    /// The tree's shape.
+    #[inline]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// What the hardware at hand has.
+    #[inline]
+    pub fn features(&self) -> &F::Features {
+        &self.features
+    }
+
+    /// What the hardware at hand asks of us.
+    #[inline]
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The machine below.
+    #[inline]
+    pub fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// Tables in use, the root and those waiting in caches included.
+    pub fn tables(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of tables in use, the root and those waiting in caches included.
+    pub fn table_bytes(&self) -> u64 {
+        self.table_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Flushes carried out so far on all CPUs.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_flush(&self) {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// P2: the invalidation sequences over `range`, to be taken before the host is asked what is
+    /// behind it.
+    #[inline]
+    pub fn snapshot(&self, range: &GpaRange) -> Snapshot {
+        self.stripes.snapshot(self.stripes.covering(range))
+    }
+
+    /// Encodes the leaves of `level` that map `range` to host memory from `hpa` on.
+    ///
+    /// # Errors
+    ///
+    /// [`LeavesError`], if the format cannot express them or they are no run of one table.
+    #[inline]
+    pub fn leaves(
+        &self,
+        range: GpaRange,
+        hpa: Hpa,
+        level: Level,
+        attributes: Attributes,
+    ) -> Result<Leaves, LeavesError> {
+        let bytes = self.geometry.entry_bytes(level);
+        let maps = self.geometry.table_maps(level);
+        let one_table = range.start().raw() / maps == (range.end().raw() - 1) / maps;
+        let whole = range.start().is_aligned(bytes) && range.end().is_aligned(bytes);
+        let exists = level <= self.geometry.root() && self.geometry.contains(&range);
+        if !(one_table && whole && exists) {
+            return Err(LeavesError::NotARun { range, level });
+        }
+        if !self.geometry.shape(level).leaf {
+            return Err(EncodeError::NoLeaf(level).into());
+        }
+        Ok(Leaves { range, level, first: F::leaf(&self.features, level, hpa, attributes)? })
+    }
+
+    /// Holds the stripes of all spans that `range` touches.
+    #[inline]
+    pub fn hold(&self, range: &GpaRange) -> Hold<'_, F, P> {
+        self.hold_stripes(self.stripes.covering(range))
+    }
+
+    #[inline]
+    pub(crate) fn hold_stripes(&self, set: StripeSet) -> Hold<'_, F, P> {
+        Hold { table: self, held: self.stripes.hold(set) }
+    }
+
+    /// Finishes an installation over `range` once its hold is let go: makes the entries visible
+    /// to table walkers, and drops what this CPU may have cached of the old ones (P4: permission
+    /// faults and spurious faults, and invalid entries where the hardware keeps those).
+    #[inline]
+    pub fn settle(&self, installed: &Installed, range: GpaRange) {
+        self.platform.publish();
+        let cached_invalid = self.rules.caches_invalid && installed.new != 0;
+        if cached_invalid || installed.extended != 0 || installed.present != 0 {
+            self.platform.flush_local(range);
+        }
+    }
+
+    /// What the tree says about `gpa`, or `None` if it maps nothing there.
+    #[inline]
+    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
+        if gpa.raw() >> self.geometry.address_bits() != 0 {
+            return None;
+        }
+        let hold = self.hold_stripes(self.stripes.of(gpa));
+        let place = hold.descend(gpa, Level::PAGE);
+        let Entry::Leaf { hpa, attributes } = self.decode(place.level, place.raw) else {
+            return None;
+        };
+        let offset = gpa.raw() & (self.geometry.entry_bytes(place.level) - 1);
+        Some(Translation { hpa: Hpa::new(hpa.raw() | offset), level: place.level, attributes })
+    }
+
+    /// Calls `visit` for every leaf that maps part of `range`, in ascending order, with what it
+    /// maps and its level. Each is seen under its stripe; together they are no snapshot.
+    pub fn for_each_leaf(&self, range: &GpaRange, mut visit: impl FnMut(GpaRange, Level)) {
+        let mut rest = self.within_address_width(range);
+        while let Some(todo) = rest {
+            let hold = self.hold_stripes(self.stripes.of(todo.start()));
+            let span = self.span(todo.start());
+            let mut inside = span.and_then(|span| span.intersection(&todo));
+            rest = span.and_then(|span| todo.from(span.end()));
+            while let Some(part) = inside {
+                let place = hold.descend(part.start(), Level::PAGE);
+                let Some(block) = self.geometry.block(place.level, part.start()) else { return };
+                if !F::is_empty(place.level, place.raw) {
+                    visit(block, place.level);
+                }
+                inside = part.from(block.end());
+                // A place above the span was looked at under one of its stripes, which is
+                // enough to see that it is a leaf or empty.
+                if !span.is_some_and(|span| span.covers(&block)) {
+                    rest = todo.from(block.end());
+                }
+            }
+        }
+    }
+
+    /// Number of leaves by level that map part of `range`.
+    pub fn count_leaves(&self, range: &GpaRange) -> [u64; MAX_LEVELS] {
+        let mut counts = [0; MAX_LEVELS];
+        self.for_each_leaf(range, |_, level| counts[level.index()] += 1);
+        counts
+    }
+
+    /// Whether a page of `range` was used since [`age`](Self::age) last looked. A hint.
+    pub fn test_young(&self, range: &GpaRange) -> bool {
+        self.visit_accessed(range, false)
+    }
+
+    /// Whether a page of `range` was used since the last call, and forgets that it was. A hint:
+    /// translations in TLBs stay, so a use through them is not seen.
+    pub fn age(&self, range: &GpaRange) -> bool {
+        self.visit_accessed(range, true)
+    }
+
+    fn visit_accessed(&self, range: &GpaRange, clear: bool) -> bool {
+        let mut young = false;
+        let mut rest = self.within_address_width(range);
+        while let Some(todo) = rest {
+            let at = todo.start();
+            let mut hold = self.hold_stripes(self.stripes.of(at));
+            let mut place = hold.descend(at, Level::PAGE);
+            let Some(block) = self.geometry.block(place.level, at) else { return young };
+            if !hold.held.set().covers(self.stripes.covering(&block)) {
+                drop(hold);
+                hold = self.hold(&block);
+                place = hold.descend(at, Level::PAGE);
+            }
+            rest = self.geometry.block(place.level, at).and_then(|block| todo.from(block.end()));
+            young |= hold.accessed(&place, clear);
+        }
+        young
+    }
+
+    pub(crate) fn within_address_width(&self, range: &GpaRange) -> Option<GpaRange> {
+        range.intersection(&self.all_addresses()?)
+    }
+
+    fn all_addresses(&self) -> Option<GpaRange> {
+        GpaRange::new(Gpa::new(0), 1 << self.geometry.address_bits()).ok()
+    }
+
+    pub(crate) fn span(&self, gpa: Gpa) -> Option<GpaRange> {
+        GpaRange::block_around(gpa, 1 << self.geometry.span_shift())
+    }
+
+    pub(crate) fn allocate_table(&self, level: Level) -> Result<Hpa, OutOfTables> {
+        let bytes = self.geometry.shape(level).table_bytes;
+        let table = self.platform.allocate(bytes).ok_or(OutOfTables { bytes })?;
+        let empty = F::empty(level);
+        if empty != 0 {
+            for index in 0..self.entries(level) {
+                self.store(entry_address(table, index), empty);
+            }
+        }
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        self.table_bytes.fetch_add(u64::from(bytes), Ordering::Relaxed);
+        Ok(table)
+    }
+
+    pub(crate) fn free_table(&self, level: Level, table: Hpa) {
+        let bytes = self.geometry.shape(level).table_bytes;
+        self.platform.free(table, bytes);
+        self.tables.fetch_sub(1, Ordering::Relaxed);
+        self.table_bytes.fetch_sub(u64::from(bytes), Ordering::Relaxed);
+    }
+
+    /// Frees a table that nobody can reach any more, and all below it.
+    pub(crate) fn free_subtree(&self, level: Level, table: Hpa) {
+        if let Some(below) = level.down() {
+            for index in 0..self.entries(level) {
+                let raw = self.load(entry_address(table, index));
+                if F::is_table(level, raw) {
+                    self.free_subtree(below, F::address(level, raw));
+                }
+            }
+        }
+        self.free_table(level, table);
+    }
+
+    pub(crate) fn entries(&self, level: Level) -> u64 {
+        1 << self.geometry.shape(level).index_bits
+    }
+
+    #[inline]
+    pub(crate) fn decode(&self, level: Level, raw: u64) -> Entry {
+        F::decode(&self.features, level, raw)
+    }
+
+    #[inline]
+    pub(crate) fn load(&self, entry: Hpa) -> u64 {
+        in_order::<F>(self.platform.load(entry, Ordering::Acquire))
+    }
+
+    #[inline]
+    pub(crate) fn store(&self, entry: Hpa, value: u64) {
+        self.platform.store(entry, in_order::<F>(value), Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn swap(&self, entry: Hpa, value: u64) -> u64 {
+        in_order::<F>(self.platform.swap(entry, in_order::<F>(value)))
+    }
+
+    #[inline]
+    pub(crate) fn compare_exchange(&self, entry: Hpa, old: u64, new: u64) -> Result<(), u64> {
+        self.platform
+            .compare_exchange(entry, in_order::<F>(old), in_order::<F>(new))
+            .map_err(in_order::<F>)
+    }
+}
+
+impl<F: Format, P: Platform> Drop for PageTable<F, P> {
+    fn drop(&mut self) {
+        if self.root != Hpa::new(0) {
+            if let Some(all) = self.all_addresses() {
+                self.platform.flush(&crate::platform::TlbWork::everything_in(all));
+            }
+            self.free_subtree(self.geometry.root(), self.root);
+        }
+    }
+}
+
+impl<F: Format, P: Platform> fmt::Debug for PageTable<F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageTable")
+            .field("format", &F::NAME)
+            .field("features", &self.features)
+            .field("geometry", &self.geometry)
+            .field("root", &self.root)
+            .field("tables", &self.tables())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Address of the entry `index` of `table`.
+#[inline]
+pub(crate) const fn entry_address(table: Hpa, index: u64) -> Hpa {
+    Hpa::new(table.raw() + index * 8)
+}
+
+/// Turns a value into the format's byte order, or back.
+#[inline]
+const fn in_order<F: Format>(value: u64) -> u64 {
+    match F::BYTE_ORDER {
+        ByteOrder::Little => value.to_le(),
+        ByteOrder::Big => value.to_be(),
+    }
+}
+
+/// Where a descent ended: an entry that is no table pointer, or one of the level asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) entry: Hpa,
+    pub(crate) level: Level,
+    pub(crate) raw: u64,
+}
+
+/// Some stripes of a table, held. Entries under them do not change but by the holder's hand and,
+/// in their accessed and dirty bits, the hardware's.
+pub struct Hold<'t, F: Format, P: Platform> {
+    table: &'t PageTable<F, P>,
+    held: Held<'t, P::Locks>,
+}
+
+/// A cache without the table that an installation needs; fill it and try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no table ready for level {}", .0.index())]
+pub struct NoTableReady(pub Level);
+
+impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
+    /// P3: whether no removal is in progress on the held stripes and none has ended since
+    /// `snapshot` was taken of them.
+    #[inline]
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        self.held.is_current(snapshot)
+    }
+
+    /// Whether the held stripes are all that an installation of `leaves` needs.
+    #[inline]
+    pub fn covers(&self, leaves: &Leaves) -> bool {
+        self.held.set().covers(self.table.stripes.covering(&leaves.range))
+    }
+
+    pub(crate) fn stripes(&self) -> StripeSet {
+        self.held.set()
+    }
+
+    pub(crate) fn others_active(&self) -> bool {
+        self.held.others_active()
+    }
+
+    pub(crate) fn sequences(&self) -> Snapshot {
+        self.held.snapshot()
+    }
+
+    /// Installs `leaves`, with tables from `tables` where they are missing. Stops at the first
+    /// entry that is in the way ([`Installed::conflict`]); never overwrites one (P4).
+    ///
+    /// The caller has checked [`is_current`](Self::is_current) in this hold.
+    ///
+    /// # Errors
+    ///
+    /// [`NoTableReady`] if `tables` was not filled, or if the hold does not cover the leaves;
+    /// no leaf is installed then.
+    #[inline]
+    pub fn install(
+        &mut self,
+        leaves: &Leaves,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Installed, NoTableReady> {
+        debug_assert!(self.covers(leaves), "installing outside the held stripes");
+        let place = self.descend_making_tables(leaves.range.start(), leaves.level, tables)?;
+        if place.level != leaves.level {
+            return Ok(self.under_larger_leaf(leaves, &place));
+        }
+        Ok(self.install_run(leaves, place))
+    }
+
+    fn install_run(&mut self, leaves: &Leaves, first: Place) -> Installed {
+        let count = leaves.range.bytes() >> self.table.geometry.shape(leaves.level).shift;
+        let step = F::leaf_step(leaves.level);
+        let mut installed = Installed::default();
+        let mut wanted = leaves.first;
+        for index in 0..count {
+            let entry = entry_address(first.entry, index);
+            let raw = self.table.load(entry);
+            if F::is_empty(leaves.level, raw) {
+                self.table.store(entry, wanted);
+                installed.new += 1;
+            } else if raw == wanted {
+                installed.present += 1;
+            } else {
+                match self.extend(entry, leaves.level, raw, wanted) {
+                    Extended::Changed => installed.extended += 1,
+                    Extended::Nothing => installed.present += 1,
+                    Extended::Conflict => {
+                        let bytes = self.table.geometry.entry_bytes(leaves.level);
+                        let at = Gpa::new(leaves.range.start().raw() + index * bytes);
+                        installed.conflict = self.table.geometry.block(leaves.level, at);
+                        return installed;
+                    }
+                }
+            }
+            wanted = wanted.wrapping_add(step);
+        }
+        installed
+    }
+
+    /// P4: adds what `wanted` allows to the leaf `raw` if they agree in address and memory type.
+    fn extend(&self, entry: Hpa, level: Level, mut raw: u64, wanted: u64) -> Extended {
+        loop {
+            let (Entry::Leaf { hpa, attributes: old }, Entry::Leaf { hpa: new_hpa, attributes }) =
+                (self.table.decode(level, raw), self.table.decode(level, wanted))
+            else {
+                return Extended::Conflict;
+            };
+            if hpa != new_hpa || old.memory != attributes.memory {
+                return Extended::Conflict;
+            }
+            let union = Attributes {
+                permissions: old.permissions.union(attributes.permissions),
+                accessed: old.accessed || attributes.accessed,
+                ..old
+            };
+            if union == old {
+                return Extended::Nothing;
+            }
+            let Ok(new) = F::leaf(&self.table.features, level, hpa, union) else {
+                return Extended::Conflict;
+            };
+            // P9: the hardware may set bits of a live entry at any moment.
+            match self.table.compare_exchange(entry, raw, new) {
+                Ok(()) => return Extended::Changed,
+                Err(found) => raw = found,
+            }
+        }
+    }
+
+    /// A leaf larger than wanted is in the way: fine if it maps the same memory and allows as
+    /// much, a conflict otherwise.
+    fn under_larger_leaf(&self, leaves: &Leaves, place: &Place) -> Installed {
+        let geometry = &self.table.geometry;
+        let conflict = geometry.block(place.level, leaves.range.start());
+        let wanted = self.table.decode(leaves.level, leaves.first);
+        if let (
+            Entry::Leaf { hpa: base, attributes: old },
+            Entry::Leaf { hpa, attributes },
+        ) = (self.table.decode(place.level, place.raw), wanted)
+        {
+            let offset = leaves.range.start().raw() & (geometry.entry_bytes(place.level) - 1);
+            let same = base.checked_add(offset) == Some(hpa) && old.memory == attributes.memory;
+            let allows = old.permissions.union(attributes.permissions) == old.permissions;
+            if same && allows && (old.accessed || !attributes.accessed) {
+                let present = leaves.range.bytes() >> geometry.shape(leaves.level).shift;
+                return Installed { present, ..Installed::default() };
+            }
+        }
+        Installed { conflict, ..Installed::default() }
+    }
+
+    /// Follows tables towards `gpa`, no further than `lowest`.
+    #[inline]
+    pub(crate) fn descend(&self, gpa: Gpa, lowest: Level) -> Place {
+        let mut level = self.table.geometry.root();
+        let mut table = self.table.root;
+        loop {
+            let entry = entry_address(table, self.table.geometry.index(level, gpa));
+            let raw = self.table.load(entry);
+            match level.down() {
+                Some(below) if level > lowest && F::is_table(level, raw) => {
+                    table = F::address(level, raw);
+                    level = below;
+                }
+                _ => return Place { entry, level, raw },
+            }
+        }
+    }
+
+    /// Follows tables towards `gpa` down to `lowest`, making them where an entry is empty.
+    #[inline]
+    fn descend_making_tables(
+        &mut self,
+        gpa: Gpa,
+        lowest: Level,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Place, NoTableReady> {
+        let mut level = self.table.geometry.root();
+        let mut table = self.table.root;
+        while let Some(below) = level.down() {
+            if level <= lowest {
+                break;
+            }
+            let entry = entry_address(table, self.table.geometry.index(level, gpa));
+            let mut raw = self.table.load(entry);
+            if F::is_empty(level, raw) {
+                raw = self.link_table(entry, level, below, raw, tables)?;
+            }
+            if !F::is_table(level, raw) {
+                return Ok(Place { entry, level, raw });
+            }
+            table = F::address(level, raw);
+            level = below;
+        }
+        let entry = entry_address(table, self.table.geometry.index(level, gpa));
+        Ok(Place { entry, level, raw: 0 })
+    }
+
+    /// Turns the empty `entry` of `level` into a table. The holder of another stripe may do the
+    /// same at the same moment, so this is a compare-exchange; whoever loses uses the winner's.
+    #[cold]
+    fn link_table(
+        &self,
+        entry: Hpa,
+        level: Level,
+        below: Level,
+        empty: u64,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<u64, NoTableReady> {
+        let fresh = tables.take(below).ok_or(NoTableReady(below))?;
+        let raw = F::table(&self.table.features, level, fresh);
+        match self.table.compare_exchange(entry, empty, raw) {
+            Ok(()) => Ok(raw),
+            Err(winner) => {
+                tables.put_back(below, fresh);
+                Ok(winner)
+            }
+        }
+    }
+
+    /// Whether the leaf at `place` was used; clears that if asked.
+    fn accessed(&mut self, place: &Place, clear: bool) -> bool {
+        let mut raw = place.raw;
+        loop {
+            let Entry::Leaf { hpa, attributes } = self.table.decode(place.level, raw) else {
+                return false;
+            };
+            if !attributes.accessed || !clear {
+                return attributes.accessed;
+            }
+            let old = Attributes { accessed: false, ..attributes };
+            let Ok(new) = F::leaf(&self.table.features, place.level, hpa, old) else {
+                return true;
+            };
+            // P9: the hardware may set bits of a live entry at any moment.
+            match self.table.compare_exchange(place.entry, raw, new) {
+                Ok(()) => return true,
+                Err(found) => raw = found,
+            }
+        }
+    }
+}
+
+enum Extended {
+    Changed,
+    Nothing,
+    Conflict,
+}
+
+impl<F: Format, P: Platform> fmt::Debug for Hold<'_, F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").field("stripes", &self.held.set()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,40 @@
+//! How a host tells guest memory about its changes.
+//!
+//! A host calls [`begin`](Notifier::begin) before it changes a mapping or page and
+//! [`end`](Notifier::end) after. When `begin` has returned, the guest reaches nothing in the
+//! range; until `end`, nothing new is mapped there. Calls may nest and overlap, may come with any
+//! host lock held, and never wait for a slot change (P12).
+
+use slat_table::address::HvaRange;
+use slat_table::restriction::Raised;
+
+use crate::slots::ActiveId;
+
+/// An invalidation under way, to be handed back to [`Notifier::end`].
+///
+/// Keep the time between short: faults that meet it stall, and one over many spans stalls all
+/// faults of the VM. One that is lost stalls them for good; nothing unsafe follows.
+#[derive(Debug)]
+#[must_use = "faults stall until this is handed to Notifier::end"]
+pub struct Ticket {
+    pub(crate) raised: Raised,
+    pub(crate) active: ActiveId,
+}
+
+/// Somebody who maps what a host has mapped, and must hear before it changes.
+pub trait Notifier: Send + Sync {
+    /// Takes every translation of `range` away from the guest. Needs no memory to succeed.
+    fn begin(&self, range: HvaRange) -> Ticket;
+
+    /// Lets faults see the range again, as it is now.
+    fn end(&self, ticket: Ticket);
+
+    /// Whether the guest used a page of `range` since the last call, and forgets it. A hint.
+    fn age(&self, range: HvaRange) -> bool;
+
+    /// Whether the guest used a page of `range` since `age` was last called. A hint.
+    fn test_young(&self, range: HvaRange) -> bool;
+
+    /// The host's address space goes away: takes everything from the guest, for good.
+    fn release(&self);
+}
