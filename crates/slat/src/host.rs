@@ -66,9 +66,10 @@ pub struct HostPage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
-    /// Peek only: there is a mapping, but to have a page the host would have to act.
+    /// Peek only: there is a mapping, but to have pages in this range the host would have to
+    /// act. At least the page asked for, and as much around it as the host can tell cheaply.
     #[error("nothing is present at {0}; the host would have to act")]
-    NotPresent(Hva),
+    NotPresent(HvaRange),
     /// No mapping covers the address.
     #[error("no mapping covers {0}")]
     NoVma(Hva),
@@ -126,6 +127,10 @@ pub trait HostView {
 ///    return what was there before or what will be there after.
 /// 3. A host block lies inside one mapping, contains the address asked for, and is mapped
 ///    linearly from its `hpa`.
+#[expect(
+    unsafe_code,
+    reason = "implementing it is a promise that memory safety rests on"
+)]
 pub unsafe trait Host: Send + Sync + 'static {
     /// The mappings, locked for reading.
     type View<'a>: HostView

@@ -8,7 +8,7 @@
 use slat_table::address::HvaRange;
 use slat_table::restriction::Raised;
 
-use crate::slots::ActiveId;
+use crate::index::ActiveId;
 
 /// An invalidation under way, to be handed back to [`Notifier::end`].
 ///

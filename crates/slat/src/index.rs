@@ -1,0 +1,194 @@
+//! Which slots an invalidation finds, and which invalidations are under way.
+//!
+//! A slot enters this index before any fault can see it and leaves it only when its last entry
+//! is gone and flushed (P10, P11), so nothing is ever mapped that an invalidation does not find.
+//! Both facts live under one lock, because a slot may enter only while no invalidation of its
+//! host range is under way: that one would end without having covered it.
+
+use alloc::collections::TryReserveError;
+use alloc::vec::Vec;
+
+use slat_table::address::HvaRange;
+
+use crate::region::{Slot, SlotId};
+
+/// Names an invalidation under way; `None` is one whose range there was no memory to record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ActiveId(Option<u64>);
+
+struct Indexed {
+    slot: Slot,
+    hva: HvaRange,
+    /// The highest end of this and all entries before it: host ranges may overlap, so entries
+    /// sorted by start are not sorted by end.
+    reach: u64,
+}
+
+/// Where a search for slots stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Cursor(u64, SlotId);
+
+#[derive(Default)]
+pub(crate) struct InvalidationIndex {
+    /// By start of the host range, then by id.
+    slots: Vec<Indexed>,
+    active: Vec<(u64, HvaRange)>,
+    /// Invalidations under way whose ranges are not in `active`. They count as overlapping
+    /// everything, so that an invalidation needs no memory.
+    unrecorded: u32,
+    next: u64,
+}
+
+impl InvalidationIndex {
+    /// Makes room, so that entering `more` slots cannot fail.
+    pub(crate) fn reserve(&mut self, more: usize) -> Result<(), TryReserveError> {
+        self.slots.try_reserve(more)
+    }
+
+    /// Whether an invalidation of a part of `range` is under way.
+    pub(crate) fn is_active(&self, range: &HvaRange) -> bool {
+        self.unrecorded != 0 || self.active.iter().any(|(_, active)| active.overlaps(range))
+    }
+
+    /// Lets invalidations find `slot` from now on.
+    pub(crate) fn enter(&mut self, slot: Slot) {
+        let Some(hva) = slot.hva_range() else { return };
+        let key = Cursor(hva.start().raw(), slot.id());
+        let at = self.slots.partition_point(|entry| entry.cursor() < key);
+        self.slots.insert(
+            at,
+            Indexed {
+                slot,
+                hva,
+                reach: 0,
+            },
+        );
+        self.update_reach(at);
+    }
+
+    /// Invalidations find `slot` no more: nothing of it is mapped.
+    pub(crate) fn leave(&mut self, id: SlotId) {
+        if let Some(at) = self.slots.iter().position(|entry| entry.slot.id() == id) {
+            self.slots.remove(at);
+            self.update_reach(at);
+        }
+    }
+
+    fn update_reach(&mut self, from: usize) {
+        let mut reach = from
+            .checked_sub(1)
+            .map_or(0, |before| self.slots[before].reach);
+        for entry in &mut self.slots[from..] {
+            reach = reach.max(entry.hva.end().raw());
+            entry.reach = reach;
+        }
+    }
+
+    /// Begins an invalidation of `range`.
+    pub(crate) fn begin(&mut self, range: HvaRange) -> ActiveId {
+        if self.active.try_reserve(1).is_err() {
+            self.unrecorded += 1;
+            return ActiveId(None);
+        }
+        let id = self.next;
+        self.next += 1;
+        self.active.push((id, range));
+        ActiveId(Some(id))
+    }
+
+    /// Ends the invalidation named `id`.
+    pub(crate) fn end(&mut self, id: ActiveId) {
+        let Some(id) = id.0 else {
+            self.unrecorded -= 1;
+            return;
+        };
+        if let Some(at) = self.active.iter().position(|(active, _)| *active == id) {
+            self.active.swap_remove(at);
+        }
+    }
+
+    /// The next slot after `cursor` whose host range overlaps `range`.
+    ///
+    /// Searching in steps, each under the lock, needs no memory. Slots that leave in between
+    /// have nothing mapped; none that overlaps can enter.
+    pub(crate) fn next(&self, range: &HvaRange, cursor: Option<Cursor>) -> Option<(Cursor, Slot)> {
+        let first = match cursor {
+            Some(cursor) => self.slots.partition_point(|entry| entry.cursor() <= cursor),
+            None => self
+                .slots
+                .partition_point(|entry| entry.reach <= range.start().raw()),
+        };
+        self.slots[first..]
+            .iter()
+            .take_while(|entry| entry.hva.start() < range.end())
+            .find(|entry| entry.hva.overlaps(range))
+            .map(|entry| (entry.cursor(), entry.slot))
+    }
+}
+
+impl Indexed {
+    fn cursor(&self) -> Cursor {
+        Cursor(self.hva.start().raw(), self.slot.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::region::Region;
+    use proptest::prelude::*;
+    use slat_table::address::{Gpa, Hva};
+    use slat_table::geometry::{Geometry, Level, LevelShape};
+
+    fn slot(id: u32, hva_page: u64, pages: u64) -> Slot {
+        let shape = LevelShape {
+            shift: 12,
+            index_bits: 28,
+            table_bytes: 4096,
+            leaf: true,
+        };
+        let geometry = Geometry::new(&[shape], 40).unwrap();
+        assert_eq!(geometry.root(), Level::PAGE);
+        let gpa = Gpa::new(u64::from(id) << 24);
+        Region::new(SlotId(id), gpa, pages << 12, Hva::new(hva_page << 12))
+            .validate(&Config::new(), &geometry)
+            .unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_search_finds_exactly_the_slots_that_overlap(
+            ranges in proptest::collection::vec((0u64..64, 1u64..16), 0..12),
+            gone in proptest::collection::vec(0u32..12, 0..4),
+            at in 0u64..80,
+            pages in 1u64..20,
+        ) {
+            let mut index = InvalidationIndex::default();
+            let mut model = Vec::new();
+            for (id, (hva, pages)) in (0..).zip(&ranges) {
+                index.enter(slot(id, *hva, *pages));
+                model.push(slot(id, *hva, *pages));
+            }
+            for id in gone {
+                index.leave(SlotId(id));
+                model.retain(|slot| slot.id() != SlotId(id));
+            }
+            let range = HvaRange::new(Hva::new(at << 12), pages << 12).unwrap();
+            let mut found = Vec::new();
+            let mut cursor = None;
+            while let Some((next, slot)) = index.next(&range, cursor) {
+                cursor = Some(next);
+                found.push(slot.id());
+            }
+            found.sort_unstable();
+            let mut expected: Vec<_> = model
+                .iter()
+                .filter(|slot| slot.hva_range().is_some_and(|hva| hva.overlaps(&range)))
+                .map(Slot::id)
+                .collect();
+            expected.sort_unstable();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Taking pages away from the guest before the host changes them.
+//!
+//! The order is P5 to P8: find the slots through the index, mark their stripes, unmap, flush, and
+//! only then return to the host. The marks stay up until the host says that it is done, so that
+//! a fault which asked the host before the change cannot install what it was told.
+
+use core::fmt;
+
+use slat_table::address::{GpaRange, HvaRange};
+use slat_table::cache::TableCache;
+use slat_table::format::Format;
+use slat_table::lock::Mutex;
+use slat_table::platform::Platform;
+use slat_table::restriction::PartialBlock;
+
+use crate::host::Host;
+use crate::memory::GuestMemory;
+use crate::notifier::{Notifier, Ticket};
+use crate::region::Slot;
+use crate::stats::count;
+
+/// An invalidation under way; dropping it ends it.
+///
+/// The host's change belongs between its making and its dropping. Keep that short: faults that
+/// meet it stall. Forgetting it stalls them for good; nothing unsafe follows.
+#[must_use = "the invalidation ends when this is dropped: make the change before"]
+pub struct Invalidation<'m, F: Format, H: Host, P: Platform> {
+    memory: &'m GuestMemory<F, H, P>,
+    ticket: Option<Ticket>,
+}
+
+impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
+    /// Takes every translation of `range` away from the guest. When this returns, no guest
+    /// access reaches the pages that were there; until the result is dropped, none is mapped.
+    pub fn invalidate(&self, range: HvaRange) -> Invalidation<'_, F, H, P> {
+        Invalidation {
+            memory: self,
+            ticket: Some(self.begin(range)),
+        }
+    }
+
+    /// Calls `act` with every slot that an invalidation of `range` finds, and the guest
+    /// addresses concerned.
+    fn for_each_slot(&self, range: &HvaRange, mut act: impl FnMut(&Slot, GpaRange)) {
+        let mut cursor = None;
+        loop {
+            let next = self.index.lock().next(range, cursor);
+            let Some((at, slot)) = next else { return };
+            cursor = Some(at);
+            if let Some(gpa) = slot.gpa_of(range) {
+                act(&slot, gpa);
+            }
+        }
+    }
+}
+
+impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
+    fn begin(&self, range: HvaRange) -> Ticket {
+        count(&self.counters.invalidations);
+        let active = self.index.lock().begin(range);
+        let mut restriction = self.table.restrict_nothing();
+        let mut hit = false;
+        self.for_each_slot(&range, |_, gpa| {
+            hit = true;
+            let mut tables = TableCache::new(&self.table);
+            // What the host keeps around a page it changes stays mapped for the guest.
+            drop(restriction.unmap(&gpa, PartialBlock::Split(&mut tables)));
+        });
+        if hit {
+            count(&self.counters.invalidations_hit);
+        }
+        Ticket {
+            raised: restriction.leave_raised(),
+            active,
+        }
+    }
+
+    fn end(&self, ticket: Ticket) {
+        self.table.lower(ticket.raised);
+        self.index.lock().end(ticket.active);
+    }
+
+    fn age(&self, range: HvaRange) -> bool {
+        count(&self.counters.agings);
+        let mut young = false;
+        self.for_each_slot(&range, |_, gpa| young |= self.table.age(&gpa));
+        young
+    }
+
+    fn test_young(&self, range: HvaRange) -> bool {
+        count(&self.counters.agings);
+        let mut young = false;
+        self.for_each_slot(&range, |_, gpa| young |= self.table.test_young(&gpa));
+        young
+    }
+
+    fn release(&self) {
+        let set = self.slots();
+        for slot in set.slots() {
+            if let Some(range) = slot.hva_range() {
+                self.end(self.begin(range));
+            }
+        }
+    }
+}
+
+impl<F: Format, H: Host, P: Platform> Drop for Invalidation<'_, F, H, P> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.memory.end(ticket);
+        }
+    }
+}
+
+impl<F: Format, H: Host, P: Platform> fmt::Debug for Invalidation<'_, F, H, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invalidation")
+            .field("ticket", &self.ticket)
+            .finish_non_exhaustive()
+    }
+}
