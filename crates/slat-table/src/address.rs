@@ -173,10 +173,10 @@ impl<A: Address> PageRange<A> {
         if bytes == 0 {
             return Err(RangeError::Empty { start });
         }
-        if start % PAGE_SIZE != 0 {
+        if !start.is_multiple_of(PAGE_SIZE) {
             return Err(RangeError::StartUnaligned { start });
         }
-        if bytes % PAGE_SIZE != 0 {
+        if !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(RangeError::SizeUnaligned { bytes });
         }
         if start.checked_add(bytes).is_none() {
@@ -205,7 +205,11 @@ impl<A: Address> PageRange<A> {
 
     #[inline]
     const fn trusted(start: u64, bytes: u64) -> Self {
-        Self { start, bytes, space: PhantomData }
+        Self {
+            start,
+            bytes,
+            space: PhantomData,
+        }
     }
 
     /// First address.
@@ -320,7 +324,10 @@ mod tests {
 
     #[test]
     fn a_range_that_is_wrong_cannot_be_built() {
-        assert_eq!(GpaRange::new(Gpa::new(0), 0), Err(RangeError::Empty { start: 0 }));
+        assert_eq!(
+            GpaRange::new(Gpa::new(0), 0),
+            Err(RangeError::Empty { start: 0 })
+        );
         assert_eq!(
             GpaRange::new(Gpa::new(0x10), 0x1000),
             Err(RangeError::StartUnaligned { start: 0x10 })
@@ -332,7 +339,10 @@ mod tests {
         let start = 0u64.wrapping_sub(0x1000);
         assert_eq!(
             GpaRange::new(Gpa::new(start), 0x1000),
-            Err(RangeError::Wraps { start, bytes: 0x1000 })
+            Err(RangeError::Wraps {
+                start,
+                bytes: 0x1000
+            })
         );
     }
 

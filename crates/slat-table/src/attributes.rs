@@ -53,11 +53,23 @@ pub struct Permissions {
 
 impl Permissions {
     /// Read only, nothing executable.
-    pub const READ: Self = Self { read: true, write: false, execute: Execute::Never };
+    pub const READ: Self = Self {
+        read: true,
+        write: false,
+        execute: Execute::Never,
+    };
     /// Read and write, nothing executable: what device memory gets.
-    pub const READ_WRITE: Self = Self { read: true, write: true, execute: Execute::Never };
+    pub const READ_WRITE: Self = Self {
+        read: true,
+        write: true,
+        execute: Execute::Never,
+    };
     /// Everything: what RAM gets.
-    pub const ALL: Self = Self { read: true, write: true, execute: Execute::Always };
+    pub const ALL: Self = Self {
+        read: true,
+        write: true,
+        execute: Execute::Always,
+    };
 
     /// What either of the two allows.
     #[inline]
@@ -116,6 +128,12 @@ impl Attributes {
     /// Attributes of a fresh leaf: young, clean, no software bits.
     #[inline]
     pub const fn new(permissions: Permissions, memory: MemoryType) -> Self {
-        Self { permissions, memory, accessed: true, dirty: false, software: 0 }
+        Self {
+            permissions,
+            memory,
+            accessed: true,
+            dirty: false,
+            software: 0,
+        }
     }
 }

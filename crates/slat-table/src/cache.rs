@@ -29,7 +29,10 @@ pub struct TableCache<'t, F: Format, P: Platform> {
 impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
     /// An empty cache for `table`.
     pub fn new(table: &'t PageTable<F, P>) -> Self {
-        Self { table, ready: [None; MAX_LEVELS] }
+        Self {
+            table,
+            ready: [None; MAX_LEVELS],
+        }
     }
 
     /// Allocates what is missing: afterwards there is a table for each level below the root.
@@ -79,6 +82,8 @@ impl<F: Format, P: Platform> Drop for TableCache<'_, F, P> {
 
 impl<F: Format, P: Platform> fmt::Debug for TableCache<'_, F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TableCache").field("ready", &self.ready).finish_non_exhaustive()
+        f.debug_struct("TableCache")
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
     }
 }

@@ -35,7 +35,11 @@ pub struct Flush<'r, F: Format, P: Platform> {
 
 impl<'r, F: Format, P: Platform> Flush<'r, F, P> {
     pub(crate) fn new(table: &'r PageTable<F, P>) -> Self {
-        Self { table, work: TlbWork::default(), detached: Vec::new() }
+        Self {
+            table,
+            work: TlbWork::default(),
+            detached: Vec::new(),
+        }
     }
 
     /// Whether nothing needs to be forgotten.

@@ -50,7 +50,10 @@ pub enum FlushKind {
 
 /// What the hardware at hand asks of whoever changes entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about hardware, not a state")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about hardware, not a state"
+)]
 pub struct Rules {
     /// How other CPUs' translations are removed.
     pub flush: FlushKind,

@@ -82,13 +82,20 @@ impl Geometry {
         if shapes.len() > MAX_LEVELS || last.shift + last.index_bits < address_bits {
             return None;
         }
-        if shapes.windows(2).any(|pair| pair[0].shift + pair[0].index_bits != pair[1].shift) {
+        if shapes
+            .windows(2)
+            .any(|pair| pair[0].shift + pair[0].index_bits != pair[1].shift)
+        {
             return None;
         }
         let mut levels = [*last; MAX_LEVELS];
         levels[..shapes.len()].copy_from_slice(shapes);
         let root = Level::new(u8::try_from(shapes.len() - 1).ok()?);
-        Some(Self { levels, root, address_bits })
+        Some(Self {
+            levels,
+            root,
+            address_bits,
+        })
     }
 
     /// The root's level.
@@ -106,7 +113,11 @@ impl Geometry {
     /// Shape of the tables of `level`; the root's beyond it.
     #[inline]
     pub const fn shape(&self, level: Level) -> &LevelShape {
-        let index = if level.index() < MAX_LEVELS { level.index() } else { MAX_LEVELS - 1 };
+        let index = if level.index() < MAX_LEVELS {
+            level.index()
+        } else {
+            MAX_LEVELS - 1
+        };
         &self.levels[index]
     }
 

@@ -6,12 +6,13 @@
 //! what differs is a [`Format`](format::Format).
 //!
 //! * [`address`] and [`attributes`]: typed addresses, checked ranges, what a leaf allows;
-//! * [`geometry`] and [`format`]: the tree's shape, how entries look, what the hardware demands;
+//! * [`geometry`] and [`mod@format`]: the tree's shape, how entries look, what the hardware demands;
 //! * [`platform`] and [`lock`]: what an embedder brings;
 //! * [`stripe`]: the striped span locks with their invalidation sequences;
 //! * [`table`]: the tree itself: install under a held stripe, translate, age;
 //! * [`restriction`]: taking translations away: unmap, split, write-protect;
-//! * [`flush`]: TLB work as a value that owns what must outlive it.
+//! * [`flush`]: TLB work as a value that owns what must outlive it;
+//! * `simulated` (feature `std`): a machine in ordinary memory, for tests.
 //!
 //! Nothing here allocates, sleeps or fails for lack of memory while a stripe is held.
 
@@ -29,6 +30,8 @@ pub mod geometry;
 pub mod lock;
 pub mod platform;
 pub mod restriction;
+#[cfg(feature = "std")]
+pub mod simulated;
 pub mod stripe;
 pub mod sync;
 pub mod table;

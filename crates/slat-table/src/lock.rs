@@ -1,7 +1,7 @@
 //! Locks are the embedder's: a kernel has its own, a test has loom's.
 //!
 //! A [`Locks`] names a mutex and a reader-writer lock. [`SpinLocks`] (feature `spin`) suits bare
-//! metal, [`StdLocks`] (feature `std`) a process, [`LoomLocks`] the model checker.
+//! metal, [`StdLocks`] (feature `std`) a process, `LoomLocks` the model checker.
 
 use core::ops::{Deref, DerefMut};
 
@@ -160,7 +160,8 @@ macro_rules! poisoning_locks {
 
                 #[inline]
                 fn write(&self) -> Self::Write<'_> {
-                    self.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+                    self.write()
+                        .unwrap_or_else(|poisoned| poisoned.into_inner())
                 }
             }
 

@@ -112,13 +112,14 @@ impl TlbWork {
     }
 
     fn add(&mut self, range: GpaRange) {
-        let touches = |known: &GpaRange| range.start() <= known.end() && known.start() <= range.end();
+        let touches =
+            |known: &GpaRange| range.start() <= known.end() && known.start() <= range.end();
         if let Some(known) = self.ranges.iter_mut().find(|known| touches(known)) {
             *known = known.hull(&range);
-        } else if let Err(full) = self.ranges.try_push(range) {
-            if let Some(last) = self.ranges.last_mut() {
-                *last = last.hull(&full.element());
-            }
+        } else if let Err(full) = self.ranges.try_push(range)
+            && let Some(last) = self.ranges.last_mut()
+        {
+            *last = last.hull(&full.element());
         }
     }
 }

@@ -62,12 +62,15 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// Begins a removal over no range yet; [`Restriction::cover`] adds ranges.
     pub fn restrict_nothing(&self) -> Restriction<'_, F, P> {
-        Restriction { table: self, raised: StripeSet::EMPTY }
+        Restriction {
+            table: self,
+            raised: StripeSet::EMPTY,
+        }
     }
 
     /// P8: ends a removal whose marks were left up.
-    pub fn lower(&self, raised: Raised) {
-        self.stripes.lower(raised.0);
+    pub fn lower(&self, Raised(stripes): Raised) {
+        self.stripes.lower(stripes);
     }
 }
 
@@ -81,7 +84,7 @@ enum Step {
     Split(Place, GpaRange),
 }
 
-impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
+impl<F: Format, P: Platform> Restriction<'_, F, P> {
     /// P5: extends the removal to `range`.
     pub fn cover(&mut self, range: &GpaRange) {
         let more = self.table.stripes.covering(range).without(self.raised);
@@ -111,7 +114,11 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         let mut rest = self.table.within_address_width(range);
         while let Some(todo) = rest {
             let can_detach = flush.make_room_for_table();
-            let unmapping = Unmapping { todo, wide, can_detach };
+            let unmapping = Unmapping {
+                todo,
+                wide,
+                can_detach,
+            };
             let step = self.unmap_step(&unmapping, &partial, &mut flush, &mut skipped);
             wide = None;
             match step {
@@ -148,7 +155,11 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         flush: &mut Flush<'_, F, P>,
         skipped: &mut StripeSet,
     ) -> Step {
-        let Unmapping { todo, wide, can_detach } = unmapping;
+        let Unmapping {
+            todo,
+            wide,
+            can_detach,
+        } = unmapping;
         let at = todo.start();
         let hold = match wide {
             Some(block) => self.table.hold(block),
@@ -214,7 +225,12 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
 
     /// Empties the entries of one level-0 table from `place` on, as far as `todo` and the span
     /// go. Returns where it stopped.
-    fn unmap_pages(&self, todo: &GpaRange, place: &Place, flush: &mut Flush<'_, F, P>) -> Option<Gpa> {
+    fn unmap_pages(
+        &self,
+        todo: &GpaRange,
+        place: &Place,
+        flush: &mut Flush<'_, F, P>,
+    ) -> Option<Gpa> {
         let part = self.table.span(todo.start())?.intersection(todo)?;
         let empty = F::empty(Level::PAGE);
         let shift = self.table.geometry().shape(Level::PAGE).shift;
@@ -248,8 +264,13 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             let hold = self.table.hold_stripes(self.table.stripes.of(todo.start()));
             let place = hold.descend(todo.start(), to);
             drop(hold);
-            let Some(block) = self.table.geometry().block(place.level, todo.start()) else { break };
-            let leaf = matches!(self.table.decode(place.level, place.raw), Entry::Leaf { .. });
+            let Some(block) = self.table.geometry().block(place.level, todo.start()) else {
+                break;
+            };
+            let leaf = matches!(
+                self.table.decode(place.level, place.raw),
+                Entry::Leaf { .. }
+            );
             let wanted = leaf && place.level > to && splits_into_leaves(self.table, place.level);
             if wanted && tables.fill().is_ok() {
                 self.cover(&block);
@@ -273,7 +294,9 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         tables: &mut TableCache<'_, F, P>,
         flush: &mut Flush<'_, F, P>,
     ) -> bool {
-        let Some(below) = place.level.down() else { return false };
+        let Some(below) = place.level.down() else {
+            return false;
+        };
         let hold = self.table.hold(block);
         let now = hold.descend(block.start(), place.level);
         let Entry::Leaf { hpa, attributes } = self.table.decode(now.level, now.raw) else {
@@ -286,7 +309,10 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         let broken = self.table.rules().break_before_make;
         if broken {
             old = self.table.swap(now.entry, F::empty(now.level));
-            if let Entry::Leaf { attributes: last, .. } = self.table.decode(now.level, old) {
+            if let Entry::Leaf {
+                attributes: last, ..
+            } = self.table.decode(now.level, old)
+            {
                 attributes = last;
             }
         }
@@ -297,17 +323,23 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             flush.carry_out();
             old = F::empty(place.level);
         }
-        let Some(child) = tables.take(below) else { return broken };
-        let half = Half { level: below, block: *block, hpa, attributes };
+        let Some(child) = tables.take(below) else {
+            return broken;
+        };
+        let half = Half {
+            level: below,
+            block: *block,
+            hpa,
+            attributes,
+        };
         let full = self.fill_child(child, &half, without);
         let hold = self.table.hold(block);
         // Between the two holds someone else may have begun, or even finished, a removal that
         // found nothing here. Then what we are about to write back is not ours to write.
         let undisturbed = !hold.others_active() && hold.sequences() == sequences;
         let link = F::table(self.table.features(), place.level, child);
-        let linked = full
-            && undisturbed
-            && self.table.compare_exchange(now.entry, old, link).is_ok();
+        let linked =
+            full && undisturbed && self.table.compare_exchange(now.entry, old, link).is_ok();
         drop(hold);
         if linked {
             self.table.platform().publish();
@@ -318,7 +350,12 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     }
 
     /// Writes the entries of the unlinked table `child`; false if the format refuses one.
-    fn fill_child(&self, child: crate::address::Hpa, half: &Half, without: Option<&GpaRange>) -> bool {
+    fn fill_child(
+        &self,
+        child: crate::address::Hpa,
+        half: &Half,
+        without: Option<&GpaRange>,
+    ) -> bool {
         let geometry = self.table.geometry();
         let bytes = geometry.entry_bytes(half.level);
         for index in 0..self.table.entries(half.level) {
@@ -331,7 +368,9 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             if gone {
                 continue;
             }
-            let Some(hpa) = half.hpa.checked_add(offset) else { return false };
+            let Some(hpa) = half.hpa.checked_add(offset) else {
+                return false;
+            };
             let encoded = F::leaf(self.table.features(), half.level, hpa, half.attributes);
             let Ok(raw) = encoded else { return false };
             self.table.store(entry_address(child, index), raw);
@@ -355,7 +394,9 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     /// Frees the table of level `below` around `edge`, if it is empty.
     fn prune_table(&mut self, edge: Gpa, below: Level, flush: &mut Flush<'_, F, P>) {
         let level = below.up();
-        let Some(block) = self.table.geometry().block(level, edge) else { return };
+        let Some(block) = self.table.geometry().block(level, edge) else {
+            return;
+        };
         if !self.table.geometry().contains(&block) || !flush.make_room_for_table() {
             return;
         }
@@ -400,7 +441,9 @@ impl<F: Format, P: Platform> PartialBlock<'_, '_, F, P> {
 
 /// Whether the pieces of a block of `level` can be leaves.
 fn splits_into_leaves<F: Format, P: Platform>(table: &PageTable<F, P>, level: Level) -> bool {
-    level.down().is_some_and(|below| table.geometry().shape(below).leaf)
+    level
+        .down()
+        .is_some_and(|below| table.geometry().shape(below).leaf)
 }
 
 impl<F: Format, P: Platform> Drop for Restriction<'_, F, P> {
@@ -411,6 +454,8 @@ impl<F: Format, P: Platform> Drop for Restriction<'_, F, P> {
 
 impl<F: Format, P: Platform> fmt::Debug for Restriction<'_, F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Restriction").field("raised", &self.raised).finish_non_exhaustive()
+        f.debug_struct("Restriction")
+            .field("raised", &self.raised)
+            .finish_non_exhaustive()
     }
 }

@@ -125,7 +125,10 @@ impl<L: Locks> Stripes<L> {
             in_progress: L::Mutex::new(0),
             sequence: AtomicU64::new(0),
         }));
-        Some(Self { stripes: stripes.into_boxed_slice(), span_shift })
+        Some(Self {
+            stripes: stripes.into_boxed_slice(),
+            span_shift,
+        })
     }
 
     /// The stripe of the span around `gpa`.
@@ -174,7 +177,11 @@ impl<L: Locks> Stripes<L> {
         for index in set.indexes() {
             guards.push(self.stripes[index].in_progress.lock());
         }
-        Held { stripes: self, set, guards }
+        Held {
+            stripes: self,
+            set,
+            guards,
+        }
     }
 
     /// P5: counts a removal in progress on every stripe of `set`.

@@ -28,7 +28,10 @@ pub struct TableOptions {
 
 impl Default for TableOptions {
     fn default() -> Self {
-        Self { address_bits: 40, stripes: MAX_STRIPES }
+        Self {
+            address_bits: 40,
+            stripes: MAX_STRIPES,
+        }
     }
 }
 
@@ -233,7 +236,11 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if !self.geometry.shape(level).leaf {
             return Err(EncodeError::NoLeaf(level).into());
         }
-        Ok(Leaves { range, level, first: F::leaf(&self.features, level, hpa, attributes)? })
+        Ok(Leaves {
+            range,
+            level,
+            first: F::leaf(&self.features, level, hpa, attributes)?,
+        })
     }
 
     /// Holds the stripes of all spans that `range` touches.
@@ -244,7 +251,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     #[inline]
     pub(crate) fn hold_stripes(&self, set: StripeSet) -> Hold<'_, F, P> {
-        Hold { table: self, held: self.stripes.hold(set) }
+        Hold {
+            table: self,
+            held: self.stripes.hold(set),
+        }
     }
 
     /// Finishes an installation over `range` once its hold is let go: makes the entries visible
@@ -271,7 +281,11 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             return None;
         };
         let offset = gpa.raw() & (self.geometry.entry_bytes(place.level) - 1);
-        Some(Translation { hpa: Hpa::new(hpa.raw() | offset), level: place.level, attributes })
+        Some(Translation {
+            hpa: Hpa::new(hpa.raw() | offset),
+            level: place.level,
+            attributes,
+        })
     }
 
     /// Calls `visit` for every leaf that maps part of `range`, in ascending order, with what it
@@ -285,7 +299,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             rest = span.and_then(|span| todo.from(span.end()));
             while let Some(part) = inside {
                 let place = hold.descend(part.start(), Level::PAGE);
-                let Some(block) = self.geometry.block(place.level, part.start()) else { return };
+                let Some(block) = self.geometry.block(place.level, part.start()) else {
+                    return;
+                };
                 if !F::is_empty(place.level, place.raw) {
                     visit(block, place.level);
                 }
@@ -324,13 +340,18 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             let at = todo.start();
             let mut hold = self.hold_stripes(self.stripes.of(at));
             let mut place = hold.descend(at, Level::PAGE);
-            let Some(block) = self.geometry.block(place.level, at) else { return young };
+            let Some(block) = self.geometry.block(place.level, at) else {
+                return young;
+            };
             if !hold.held.set().covers(self.stripes.covering(&block)) {
                 drop(hold);
                 hold = self.hold(&block);
                 place = hold.descend(at, Level::PAGE);
             }
-            rest = self.geometry.block(place.level, at).and_then(|block| todo.from(block.end()));
+            rest = self
+                .geometry
+                .block(place.level, at)
+                .and_then(|block| todo.from(block.end()));
             young |= hold.accessed(&place, clear);
         }
         young
@@ -358,7 +379,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
         }
         self.tables.fetch_add(1, Ordering::Relaxed);
-        self.table_bytes.fetch_add(u64::from(bytes), Ordering::Relaxed);
+        self.table_bytes
+            .fetch_add(u64::from(bytes), Ordering::Relaxed);
         Ok(table)
     }
 
@@ -366,7 +388,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let bytes = self.geometry.shape(level).table_bytes;
         self.platform.free(table, bytes);
         self.tables.fetch_sub(1, Ordering::Relaxed);
-        self.table_bytes.fetch_sub(u64::from(bytes), Ordering::Relaxed);
+        self.table_bytes
+            .fetch_sub(u64::from(bytes), Ordering::Relaxed);
     }
 
     /// Frees a table that nobody can reach any more, and all below it.
@@ -398,7 +421,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     #[inline]
     pub(crate) fn store(&self, entry: Hpa, value: u64) {
-        self.platform.store(entry, in_order::<F>(value), Ordering::Release);
+        self.platform
+            .store(entry, in_order::<F>(value), Ordering::Release);
     }
 
     #[inline]
@@ -418,7 +442,8 @@ impl<F: Format, P: Platform> Drop for PageTable<F, P> {
     fn drop(&mut self) {
         if self.root != Hpa::new(0) {
             if let Some(all) = self.all_addresses() {
-                self.platform.flush(&crate::platform::TlbWork::everything_in(all));
+                self.platform
+                    .flush(&crate::platform::TlbWork::everything_in(all));
             }
             self.free_subtree(self.geometry.root(), self.root);
         }
@@ -472,7 +497,7 @@ pub struct Hold<'t, F: Format, P: Platform> {
 #[error("no table ready for level {}", .0.index())]
 pub struct NoTableReady(pub Level);
 
-impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
+impl<F: Format, P: Platform> Hold<'_, F, P> {
     /// P3: whether no removal is in progress on the held stripes and none has ended since
     /// `snapshot` was taken of them.
     #[inline]
@@ -483,7 +508,9 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
     /// Whether the held stripes are all that an installation of `leaves` needs.
     #[inline]
     pub fn covers(&self, leaves: &Leaves) -> bool {
-        self.held.set().covers(self.table.stripes.covering(&leaves.range))
+        self.held
+            .set()
+            .covers(self.table.stripes.covering(&leaves.range))
     }
 
     pub(crate) fn stripes(&self) -> StripeSet {
@@ -554,8 +581,19 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
     /// P4: adds what `wanted` allows to the leaf `raw` if they agree in address and memory type.
     fn extend(&self, entry: Hpa, level: Level, mut raw: u64, wanted: u64) -> Extended {
         loop {
-            let (Entry::Leaf { hpa, attributes: old }, Entry::Leaf { hpa: new_hpa, attributes }) =
-                (self.table.decode(level, raw), self.table.decode(level, wanted))
+            let (
+                Entry::Leaf {
+                    hpa,
+                    attributes: old,
+                },
+                Entry::Leaf {
+                    hpa: new_hpa,
+                    attributes,
+                },
+            ) = (
+                self.table.decode(level, raw),
+                self.table.decode(level, wanted),
+            )
             else {
                 return Extended::Conflict;
             };
@@ -588,7 +626,10 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
         let conflict = geometry.block(place.level, leaves.range.start());
         let wanted = self.table.decode(leaves.level, leaves.first);
         if let (
-            Entry::Leaf { hpa: base, attributes: old },
+            Entry::Leaf {
+                hpa: base,
+                attributes: old,
+            },
             Entry::Leaf { hpa, attributes },
         ) = (self.table.decode(place.level, place.raw), wanted)
         {
@@ -597,10 +638,16 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             let allows = old.permissions.union(attributes.permissions) == old.permissions;
             if same && allows && (old.accessed || !attributes.accessed) {
                 let present = leaves.range.bytes() >> geometry.shape(leaves.level).shift;
-                return Installed { present, ..Installed::default() };
+                return Installed {
+                    present,
+                    ..Installed::default()
+                };
             }
         }
-        Installed { conflict, ..Installed::default() }
+        Installed {
+            conflict,
+            ..Installed::default()
+        }
     }
 
     /// Follows tables towards `gpa`, no further than `lowest`.
@@ -647,7 +694,11 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             level = below;
         }
         let entry = entry_address(table, self.table.geometry.index(level, gpa));
-        Ok(Place { entry, level, raw: 0 })
+        Ok(Place {
+            entry,
+            level,
+            raw: 0,
+        })
     }
 
     /// Turns the empty `entry` of `level` into a table. The holder of another stripe may do the
@@ -682,7 +733,10 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             if !attributes.accessed || !clear {
                 return attributes.accessed;
             }
-            let old = Attributes { accessed: false, ..attributes };
+            let old = Attributes {
+                accessed: false,
+                ..attributes
+            };
             let Ok(new) = F::leaf(&self.table.features, place.level, hpa, old) else {
                 return true;
             };
@@ -703,6 +757,8 @@ enum Extended {
 
 impl<F: Format, P: Platform> fmt::Debug for Hold<'_, F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold").field("stripes", &self.held.set()).finish_non_exhaustive()
+        f.debug_struct("Hold")
+            .field("stripes", &self.held.set())
+            .finish_non_exhaustive()
     }
 }

@@ -17,7 +17,10 @@ pub struct Arm64;
 
 /// What of stage 2 the CPU at hand has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one independent CPU feature")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent CPU feature"
+)]
 pub struct Arm64Features {
     /// Bits of a physical address (`ID_AA64MMFR0_EL1.PARange`): 32, 36, 40, 42, 44, 48 or more.
     pub physical_bits: u8,
@@ -102,8 +105,12 @@ impl Format for Arm64 {
     fn geometry(features: &Arm64Features, bits: u8) -> Result<Geometry, GeometryError> {
         // The guest's physical addresses may not outgrow the CPU's (D8.2.1).
         let highest = ADDRESS_BITS_MAX.min(features.physical_bits);
-        let error =
-            GeometryError { bits, format: Self::NAME, lowest: ADDRESS_BITS_MIN, highest };
+        let error = GeometryError {
+            bits,
+            format: Self::NAME,
+            lowest: ADDRESS_BITS_MIN,
+            highest,
+        };
         if bits < ADDRESS_BITS_MIN || bits > highest {
             return Err(error);
         }
@@ -115,7 +122,9 @@ impl Format for Arm64 {
         };
         // Concatenation is used as far as it goes: one level of walk less.
         let widest = INDEX_BITS + CONCATENATION_BITS;
-        let root = (1..4u8).find(|&number| full(number).shift + widest >= bits).ok_or(error)?;
+        let root = (1..4u8)
+            .find(|&number| full(number).shift + widest >= bits)
+            .ok_or(error)?;
         let mut shapes = [full(0), full(1), full(2), full(3)];
         let index_bits = bits - full(root).shift;
         shapes[usize::from(root)].index_bits = index_bits;
@@ -142,7 +151,10 @@ impl Format for Arm64 {
             | u64::from(features.vmid16) << 19
             | u64::from(features.hardware_accessed) << 21
             | u64::from(features.hardware_dirty) << 22;
-        Arm64Root { vttbr: u64::from(vmid) << 48 | table.raw(), vtcr }
+        Arm64Root {
+            vttbr: u64::from(vmid) << 48 | table.raw(),
+            vtcr,
+        }
     }
 
     #[inline]
@@ -172,7 +184,11 @@ impl Format for Arm64 {
         if hpa.raw() >> bits != 0 {
             return Err(EncodeError::AddressWidth { hpa, bits });
         }
-        let kind = if level == Level::PAGE { TABLE_OR_PAGE } else { 0 };
+        let kind = if level == Level::PAGE {
+            TABLE_OR_PAGE
+        } else {
+            0
+        };
         let accessed = if attributes.accessed { ACCESS_FLAG } else { 0 };
         if attributes.software > 0xf {
             return Err(EncodeError::Software(attributes.software));
@@ -180,8 +196,8 @@ impl Format for Arm64 {
         Ok(hpa.raw()
             | VALID
             | kind
-            | memory_bits(features, attributes.memory)?
-            | permission_bits(features, &attributes)?
+            | memory_bits(*features, attributes.memory)?
+            | permission_bits(*features, attributes)?
             | INNER_SHAREABLE
             | accessed
             | u64::from(attributes.software) << SOFTWARE_SHIFT)
@@ -189,7 +205,7 @@ impl Format for Arm64 {
 
     #[inline]
     fn leaf_step(level: Level) -> u64 {
-        1 << (u32::from(PAGE_SHIFT) + u32::from(INDEX_BITS) * level.index() as u32)
+        1 << (usize::from(PAGE_SHIFT) + usize::from(INDEX_BITS) * level.index())
     }
 
     #[inline]
@@ -200,7 +216,7 @@ impl Format for Arm64 {
         if Self::is_table(level, raw) {
             return Entry::Table(Self::address(level, raw));
         }
-        match decode_leaf(features, level, raw) {
+        match decode_leaf(*features, level, raw) {
             Some((hpa, attributes)) => Entry::Leaf { hpa, attributes },
             None => Entry::Foreign(raw),
         }
@@ -248,7 +264,7 @@ fn physical_size(bits: u8) -> u64 {
 
 /// `MemAttr`: D8.6.5 without, D8.6.6 with `FEAT_S2FWB`.
 #[inline]
-fn memory_bits(features: &Arm64Features, memory: MemoryType) -> Result<u64, EncodeError> {
+fn memory_bits(features: Arm64Features, memory: MemoryType) -> Result<u64, EncodeError> {
     let bits = match (memory, features.force_write_back) {
         (MemoryType::DeviceStrict, _) => 0b0000,
         (MemoryType::Device, _) => 0b0001,
@@ -261,21 +277,31 @@ fn memory_bits(features: &Arm64Features, memory: MemoryType) -> Result<u64, Enco
     Ok(bits << MEMORY_SHIFT)
 }
 
-fn decode_memory(features: &Arm64Features, raw: u64) -> Option<MemoryType> {
-    Some(match ((raw & MEMORY_MASK) >> MEMORY_SHIFT, features.force_write_back) {
-        (0b0000, _) => MemoryType::DeviceStrict,
-        (0b0001, _) => MemoryType::Device,
-        (0b0101, _) => MemoryType::NonCacheable,
-        (0b1111, false) | (0b0110, true) => MemoryType::WriteBack,
-        (0b1010, false) => MemoryType::WriteThrough,
-        _ => return None,
-    })
+fn decode_memory(features: Arm64Features, raw: u64) -> Option<MemoryType> {
+    Some(
+        match (
+            (raw & MEMORY_MASK) >> MEMORY_SHIFT,
+            features.force_write_back,
+        ) {
+            (0b0000, _) => MemoryType::DeviceStrict,
+            (0b0001, _) => MemoryType::Device,
+            (0b0101, _) => MemoryType::NonCacheable,
+            (0b1111, false) | (0b0110, true) => MemoryType::WriteBack,
+            (0b1010, false) => MemoryType::WriteThrough,
+            _ => return None,
+        },
+    )
 }
 
 /// `S2AP`, `DBM` and `XN` (D8.4).
 #[inline]
-fn permission_bits(features: &Arm64Features, attributes: &Attributes) -> Result<u64, EncodeError> {
-    let Attributes { permissions, memory, dirty, .. } = *attributes;
+fn permission_bits(features: Arm64Features, attributes: Attributes) -> Result<u64, EncodeError> {
+    let Attributes {
+        permissions,
+        memory,
+        dirty,
+        ..
+    } = attributes;
     let device = matches!(memory, MemoryType::Device | MemoryType::DeviceStrict);
     if device && permissions.execute != Execute::Never {
         return Err(EncodeError::ExecutableDevice(memory));
@@ -303,7 +329,7 @@ fn permission_bits(features: &Arm64Features, attributes: &Attributes) -> Result<
     Ok(read | write | execute_never << EXECUTE_NEVER_SHIFT)
 }
 
-fn decode_leaf(features: &Arm64Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
+fn decode_leaf(features: Arm64Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
     let is_page = raw & TABLE_OR_PAGE != 0;
     let hpa = Arm64::address(level, raw);
     let shaped = is_page == (level == Level::PAGE)
@@ -325,8 +351,11 @@ fn decode_leaf(features: &Arm64Features, level: Level, raw: u64) -> Option<(Hpa,
         0b11 if features.execute_never_extended => Execute::Privileged,
         _ => return None,
     };
-    let permissions =
-        Permissions { read: raw & READ != 0, write: writes || modifier, execute };
+    let permissions = Permissions {
+        read: raw & READ != 0,
+        write: writes || modifier,
+        execute,
+    };
     let attributes = Attributes {
         permissions,
         memory: decode_memory(features, raw)?,
@@ -335,5 +364,7 @@ fn decode_leaf(features: &Arm64Features, level: Level, raw: u64) -> Option<(Hpa,
         software: u8::try_from((raw & SOFTWARE_MASK) >> SOFTWARE_SHIFT).ok()?,
     };
     // What decodes to something the encoder refuses (executable device memory, say) is foreign.
-    permission_bits(features, &attributes).is_ok().then_some((hpa, attributes))
+    permission_bits(features, attributes)
+        .is_ok()
+        .then_some((hpa, attributes))
 }
