@@ -1,10 +1,12 @@
 //! The memory of one VM.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 use slat_table::address::{Gpa, GpaRange};
 use slat_table::format::Format;
+use slat_table::geometry::Level;
 use slat_table::lock::{Locks, Mutex};
 use slat_table::platform::Platform;
 use slat_table::table::{NewTableError, PageTable};

@@ -103,20 +103,17 @@ impl Reason {
         else {
             return Some(Self::SlotBoundary);
         };
+        let congruent = slot.hva().raw() % bytes == slot.range().start().raw() % bytes;
+        let aligned = mapped.hpa.raw() % bytes == start.raw() % bytes;
         Some(if slot.logs_dirty() {
             Self::DirtyLogging
         } else if !vma.range.covers(&block) {
             Self::VmaBoundary
-        } else if mapped.hpa.raw() % bytes != start.raw() % bytes {
-            // For device memory guest and host physical address decide; for RAM a host block
-            // is aligned in both host spaces, so the host virtual address does.
-            if mapped.page.kind == PageKind::Ram
-                && slot.hva().raw() % bytes == slot.range().start().raw() % bytes
-            {
-                Self::HostAddress
-            } else {
-                Self::NotCongruent
-            }
+        } else if !congruent {
+            Self::NotCongruent
+        } else if mapped.page.kind == PageKind::Pfnmap && !aligned {
+            // A device is where it is; where RAM is, the host chose together with its block.
+            Self::HostAddress
         } else {
             Self::HostBlock
         })
