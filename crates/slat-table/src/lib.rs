@@ -9,7 +9,7 @@
 //! * [`geometry`] and [`mod@format`]: the tree's shape, how entries look, what the hardware demands;
 //! * [`platform`] and [`lock`]: what an embedder brings;
 //! * [`stripe`]: the striped span locks with their invalidation sequences;
-//! * [`table`]: the tree itself: install under a held stripe, translate, age;
+//! * [`table`]: the tree itself: install under a held stripe; [`walk`]: translate, list, age;
 //! * [`restriction`]: taking translations away: unmap, split, write-protect;
 //! * [`flush`]: TLB work as a value that owns what must outlive it;
 //! * `simulated` (feature `std`): a machine in ordinary memory, for tests.
@@ -35,3 +35,4 @@ pub mod simulated;
 pub mod stripe;
 pub mod sync;
 pub mod table;
+pub mod walk;

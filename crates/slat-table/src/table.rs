@@ -12,7 +12,7 @@ use crate::address::{Gpa, GpaRange, Hpa};
 use crate::attributes::Attributes;
 use crate::cache::{OutOfTables, TableCache};
 use crate::format::{ByteOrder, EncodeError, Entry, Format, GeometryError, Rules};
-use crate::geometry::{Geometry, Level, MAX_LEVELS};
+use crate::geometry::{Geometry, Level};
 use crate::platform::Platform;
 use crate::stripe::{Held, MAX_STRIPES, Snapshot, StripeSet, Stripes};
 use crate::sync::{AtomicU64, Ordering};
@@ -103,23 +103,12 @@ pub struct Installed {
     pub conflict: Option<GpaRange>,
 }
 
-/// A translation found in the tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation {
-    /// The host physical address of the byte asked for.
-    pub hpa: Hpa,
-    /// The level of the leaf.
-    pub level: Level,
-    /// What the leaf says.
-    pub attributes: Attributes,
-}
-
 /// Second-level page tables of one VM.
 pub struct PageTable<F: Format, P: Platform> {
     platform: P,
     features: F::Features,
     rules: Rules,
-    geometry: Geometry,
+    pub(crate) geometry: Geometry,
     root: Hpa,
     pub(crate) stripes: Stripes<P::Locks>,
     tables: AtomicU64,
@@ -267,94 +256,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if cached_invalid || installed.extended != 0 || installed.present != 0 {
             self.platform.flush_local(range);
         }
-    }
-
-    /// What the tree says about `gpa`, or `None` if it maps nothing there.
-    #[inline]
-    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
-        if gpa.raw() >> self.geometry.address_bits() != 0 {
-            return None;
-        }
-        let hold = self.hold_stripes(self.stripes.of(gpa));
-        let place = hold.descend(gpa, Level::PAGE);
-        let Entry::Leaf { hpa, attributes } = self.decode(place.level, place.raw) else {
-            return None;
-        };
-        let offset = gpa.raw() & (self.geometry.entry_bytes(place.level) - 1);
-        Some(Translation {
-            hpa: Hpa::new(hpa.raw() | offset),
-            level: place.level,
-            attributes,
-        })
-    }
-
-    /// Calls `visit` for every leaf that maps part of `range`, in ascending order, with what it
-    /// maps and its level. Each is seen under its stripe; together they are no snapshot.
-    pub fn for_each_leaf(&self, range: &GpaRange, mut visit: impl FnMut(GpaRange, Level)) {
-        let mut rest = self.within_address_width(range);
-        while let Some(todo) = rest {
-            let hold = self.hold_stripes(self.stripes.of(todo.start()));
-            let span = self.span(todo.start());
-            let mut inside = span.and_then(|span| span.intersection(&todo));
-            rest = span.and_then(|span| todo.from(span.end()));
-            while let Some(part) = inside {
-                let place = hold.descend(part.start(), Level::PAGE);
-                let Some(block) = self.geometry.block(place.level, part.start()) else {
-                    return;
-                };
-                if !F::is_empty(place.level, place.raw) {
-                    visit(block, place.level);
-                }
-                inside = part.from(block.end());
-                // A place above the span was looked at under one of its stripes, which is
-                // enough to see that it is a leaf or empty.
-                if !span.is_some_and(|span| span.covers(&block)) {
-                    rest = todo.from(block.end());
-                }
-            }
-        }
-    }
-
-    /// Number of leaves by level that map part of `range`.
-    pub fn count_leaves(&self, range: &GpaRange) -> [u64; MAX_LEVELS] {
-        let mut counts = [0; MAX_LEVELS];
-        self.for_each_leaf(range, |_, level| counts[level.index()] += 1);
-        counts
-    }
-
-    /// Whether a page of `range` was used since [`age`](Self::age) last looked. A hint.
-    pub fn test_young(&self, range: &GpaRange) -> bool {
-        self.visit_accessed(range, false)
-    }
-
-    /// Whether a page of `range` was used since the last call, and forgets that it was. A hint:
-    /// translations in TLBs stay, so a use through them is not seen.
-    pub fn age(&self, range: &GpaRange) -> bool {
-        self.visit_accessed(range, true)
-    }
-
-    fn visit_accessed(&self, range: &GpaRange, clear: bool) -> bool {
-        let mut young = false;
-        let mut rest = self.within_address_width(range);
-        while let Some(todo) = rest {
-            let at = todo.start();
-            let mut hold = self.hold_stripes(self.stripes.of(at));
-            let mut place = hold.descend(at, Level::PAGE);
-            let Some(block) = self.geometry.block(place.level, at) else {
-                return young;
-            };
-            if !hold.held.set().covers(self.stripes.covering(&block)) {
-                drop(hold);
-                hold = self.hold(&block);
-                place = hold.descend(at, Level::PAGE);
-            }
-            rest = self
-                .geometry
-                .block(place.level, at)
-                .and_then(|block| todo.from(block.end()));
-            young |= hold.accessed(&place, clear);
-        }
-        young
     }
 
     pub(crate) fn within_address_width(&self, range: &GpaRange) -> Option<GpaRange> {
@@ -511,6 +412,10 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
         self.held
             .set()
             .covers(self.table.stripes.covering(&leaves.range))
+    }
+
+    pub(crate) fn table(&self) -> &PageTable<F, P> {
+        self.table
     }
 
     pub(crate) fn stripes(&self) -> StripeSet {
@@ -719,31 +624,6 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
             Err(winner) => {
                 tables.put_back(below, fresh);
                 Ok(winner)
-            }
-        }
-    }
-
-    /// Whether the leaf at `place` was used; clears that if asked.
-    fn accessed(&mut self, place: &Place, clear: bool) -> bool {
-        let mut raw = place.raw;
-        loop {
-            let Entry::Leaf { hpa, attributes } = self.table.decode(place.level, raw) else {
-                return false;
-            };
-            if !attributes.accessed || !clear {
-                return attributes.accessed;
-            }
-            let old = Attributes {
-                accessed: false,
-                ..attributes
-            };
-            let Ok(new) = F::leaf(&self.table.features, place.level, hpa, old) else {
-                return true;
-            };
-            // P9: the hardware may set bits of a live entry at any moment.
-            match self.table.compare_exchange(place.entry, raw, new) {
-                Ok(()) => return true,
-                Err(found) => raw = found,
             }
         }
     }

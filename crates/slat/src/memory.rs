@@ -112,17 +112,20 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
 
     /// Where the guest's `gpa` is in host memory now, and what it may do there, as the tables
     /// say. `None` if nothing is mapped, whether or not a fault would map it.
-    pub fn translate(&self, gpa: Gpa) -> Option<slat_table::table::Translation> {
+    pub fn translate(&self, gpa: Gpa) -> Option<slat_table::walk::Translation> {
         self.table.translate(gpa)
     }
 
     /// The fewest bytes of tables that could map what is mapped now.
     pub fn minimum_table_bytes(&self) -> u64 {
-        let mut leaves = alloc::vec::Vec::new();
+        let mut leaves: Vec<(GpaRange, Level)> = Vec::new();
         for slot in self.slots().slots() {
             self.table
-                .for_each_leaf(&slot.range(), |range: GpaRange, level| {
-                    leaves.push((range, level));
+                .for_each_leaf(&slot.range(), |range, level| match leaves.last_mut() {
+                    Some((last, same)) if *same == level && last.end() == range.start() => {
+                        *last = last.hull(&range);
+                    }
+                    _ => leaves.push((range, level)),
                 });
         }
         self.table.geometry().minimum_table_bytes(&leaves)

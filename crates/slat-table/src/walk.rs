@@ -1,0 +1,152 @@
+//! Looking at the tree: translate, list, age.
+
+use arrayvec::ArrayVec;
+
+use crate::address::{Gpa, GpaRange, Hpa};
+use crate::attributes::Attributes;
+use crate::format::{Entry, Format};
+use crate::geometry::{Level, MAX_LEVELS};
+use crate::platform::Platform;
+use crate::table::{Hold, PageTable, Place};
+
+/// How many leaves are looked at in one hold of a stripe.
+const SEEN_AT_ONCE: usize = 64;
+
+/// A translation found in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The host physical address of the byte asked for.
+    pub hpa: Hpa,
+    /// The level of the leaf.
+    pub level: Level,
+    /// What the leaf says.
+    pub attributes: Attributes,
+}
+
+impl<F: Format, P: Platform> PageTable<F, P> {
+    /// What the tree says about `gpa`, or `None` if it maps nothing there.
+    #[inline]
+    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
+        if gpa.raw() >> self.geometry.address_bits() != 0 {
+            return None;
+        }
+        let hold = self.hold_stripes(self.stripes.of(gpa));
+        let place = hold.descend(gpa, Level::PAGE);
+        let Entry::Leaf { hpa, attributes } = self.decode(place.level, place.raw) else {
+            return None;
+        };
+        let offset = gpa.raw() & (self.geometry.entry_bytes(place.level) - 1);
+        Some(Translation {
+            hpa: Hpa::new(hpa.raw() | offset),
+            level: place.level,
+            attributes,
+        })
+    }
+
+    /// Calls `visit` for every leaf that maps part of `range`, in ascending order, with what it
+    /// maps and its level. Each was seen under its stripe, which is let go before `visit` is
+    /// called; together they are no snapshot.
+    pub fn for_each_leaf(&self, range: &GpaRange, mut visit: impl FnMut(GpaRange, Level)) {
+        let mut rest = self.within_address_width(range);
+        while let Some(todo) = rest {
+            let mut seen: ArrayVec<(GpaRange, Level), SEEN_AT_ONCE> = ArrayVec::new();
+            rest = self.look_at_span(&todo, &mut seen);
+            for (leaf, level) in seen {
+                visit(leaf, level);
+            }
+        }
+    }
+
+    /// Collects leaves from the start of `todo` to the end of its span, or until `seen` is full.
+    /// Returns what is left to look at.
+    fn look_at_span(
+        &self,
+        todo: &GpaRange,
+        seen: &mut ArrayVec<(GpaRange, Level), SEEN_AT_ONCE>,
+    ) -> Option<GpaRange> {
+        let hold = self.hold_stripes(self.stripes.of(todo.start()));
+        let span = self.span(todo.start())?;
+        let mut rest = *todo;
+        while span.contains(rest.start()) && !seen.is_full() {
+            // A place above the span is seen under one of its stripes only, which is enough to
+            // know that it is a leaf or empty.
+            let place = hold.descend(rest.start(), Level::PAGE);
+            let block = self.geometry.block(place.level, rest.start())?;
+            if !F::is_empty(place.level, place.raw) {
+                seen.push((block, place.level));
+            }
+            rest = rest.from(block.end())?;
+        }
+        Some(rest)
+    }
+
+    /// Number of leaves by level that map part of `range`.
+    pub fn count_leaves(&self, range: &GpaRange) -> [u64; MAX_LEVELS] {
+        let mut counts = [0; MAX_LEVELS];
+        self.for_each_leaf(range, |_, level| counts[level.index()] += 1);
+        counts
+    }
+
+    /// Whether a page of `range` was used since [`age`](Self::age) last looked. A hint.
+    pub fn test_young(&self, range: &GpaRange) -> bool {
+        self.visit_accessed(range, false)
+    }
+
+    /// Whether a page of `range` was used since the last call, and forgets that it was. A hint:
+    /// translations in TLBs stay, so a use through them is not seen.
+    pub fn age(&self, range: &GpaRange) -> bool {
+        self.visit_accessed(range, true)
+    }
+
+    fn visit_accessed(&self, range: &GpaRange, clear: bool) -> bool {
+        let mut young = false;
+        let mut rest = self.within_address_width(range);
+        while let Some(todo) = rest {
+            let at = todo.start();
+            let mut hold = self.hold_stripes(self.stripes.of(at));
+            let mut place = hold.descend(at, Level::PAGE);
+            let Some(block) = self.geometry.block(place.level, at) else {
+                return young;
+            };
+            let used = !F::is_empty(place.level, place.raw);
+            if used && !hold.stripes().covers(self.stripes.covering(&block)) {
+                drop(hold);
+                hold = self.hold(&block);
+                place = hold.descend(at, Level::PAGE);
+            }
+            rest = self
+                .geometry
+                .block(place.level, at)
+                .and_then(|block| todo.from(block.end()));
+            young |= hold.accessed(&place, clear);
+        }
+        young
+    }
+}
+
+impl<F: Format, P: Platform> Hold<'_, F, P> {
+    /// Whether the leaf at `place` was used; clears that if asked.
+    fn accessed(&mut self, place: &Place, clear: bool) -> bool {
+        let mut raw = place.raw;
+        loop {
+            let Entry::Leaf { hpa, attributes } = self.table().decode(place.level, raw) else {
+                return false;
+            };
+            if !attributes.accessed || !clear {
+                return attributes.accessed;
+            }
+            let old = Attributes {
+                accessed: false,
+                ..attributes
+            };
+            let Ok(new) = F::leaf(self.table().features(), place.level, hpa, old) else {
+                return true;
+            };
+            // P9: the hardware may set bits of a live entry at any moment.
+            match self.table().compare_exchange(place.entry, raw, new) {
+                Ok(()) => return true,
+                Err(found) => raw = found,
+            }
+        }
+    }
+}
