@@ -1,2 +1,77 @@
-//! x
-fn main(){}
+//! The project's chores, run as `cargo xtask COMMAND`.
+//!
+//! `boot` boots an unmodified Linux on the bare-metal hypervisor and prints the memory report;
+//! `test` runs every check that the project has, those boots included; `omissions` leaves out one
+//! rule of the protocol at a time and expects a test to notice; `sanitize` runs the tests under
+//! the sanitizers. Each of them finds or installs what it needs and says so. What they make goes
+//! below the target directory and nowhere else.
+//!
+//! The modules follow a boot: [`host`] and [`toolchain`] see to the programs that are needed,
+//! [`assets`] to the guest's kernel and busybox, [`initramfs`] and [`image`] put files into the
+//! form that the machine takes, [`kit`] holds all that together, [`machine`] is the emulated
+//! machine and [`guest`] one run of it, whose [`console`] is read for what the guest says.
+
+mod assets;
+mod boot;
+mod boots;
+mod compare;
+mod console;
+mod guest;
+mod host;
+mod image;
+mod initramfs;
+mod journal;
+mod kit;
+mod machine;
+mod omissions;
+mod report;
+mod sanitize;
+mod size;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::journal::Journal;
+use crate::workspace::Workspace;
+
+/// The project's chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot Linux on the hypervisor and print the memory report
+    Boot(Box<boot::Options>),
+    /// Run every check: format, lints, tests, documentation, omissions and boots
+    Test(test::Options),
+    /// Leave out one rule of the protocol at a time and expect a test to notice
+    Omissions(omissions::Options),
+    /// Run the library tests under the sanitizers
+    Sanitize(sanitize::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = Workspace::find().and_then(|workspace| match &arguments.command {
+        Command::Boot(options) => boot::run(&workspace, options),
+        Command::Test(options) => test::run(&workspace, options),
+        Command::Omissions(options) => omissions::run(&workspace, options, &Journal::Terminal),
+        Command::Sanitize(options) => sanitize::run(&workspace, options, &Journal::Terminal),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let style = anstyle::AnsiColor::Red.on_default().bold();
+            anstream::eprintln!("{style}error{style:#}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
