@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use slat_table::address::HvaRange;
 
-use crate::region::{Slot, SlotId};
+use crate::region::Slot;
 
 /// Names an invalidation under way; `None` is one whose range there was no memory to record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +25,20 @@ struct Indexed {
 }
 
 /// Where a search for slots stands.
+///
+/// A transaction may replace a slot by another of the same id, and both are here until the old
+/// one's entries are gone. So an id names no entry; entries that agree in all of this map the
+/// same pages to the same place, and unmapping one unmaps the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Cursor(u64, SlotId);
+pub(crate) struct Cursor {
+    hva: u64,
+    gpa: u64,
+    bytes: u64,
+}
 
 #[derive(Default)]
 pub(crate) struct InvalidationIndex {
-    /// By start of the host range, then by id.
+    /// In the order of their cursors: by start of the host range first.
     slots: Vec<Indexed>,
     active: Vec<(u64, HvaRange)>,
     /// Invalidations under way whose ranges are not in `active`. They count as overlapping
@@ -53,22 +61,20 @@ impl InvalidationIndex {
     /// Lets invalidations find `slot` from now on.
     pub(crate) fn enter(&mut self, slot: Slot) {
         let Some(hva) = slot.hva_range() else { return };
-        let key = Cursor(hva.start().raw(), slot.id());
+        let entry = Indexed {
+            slot,
+            hva,
+            reach: 0,
+        };
+        let key = entry.cursor();
         let at = self.slots.partition_point(|entry| entry.cursor() < key);
-        self.slots.insert(
-            at,
-            Indexed {
-                slot,
-                hva,
-                reach: 0,
-            },
-        );
+        self.slots.insert(at, entry);
         self.update_reach(at);
     }
 
     /// Invalidations find `slot` no more: nothing of it is mapped.
-    pub(crate) fn leave(&mut self, id: SlotId) {
-        if let Some(at) = self.slots.iter().position(|entry| entry.slot.id() == id) {
+    pub(crate) fn leave(&mut self, slot: &Slot) {
+        if let Some(at) = self.slots.iter().position(|entry| entry.slot == *slot) {
             self.slots.remove(at);
             self.update_reach(at);
         }
@@ -128,7 +134,11 @@ impl InvalidationIndex {
 
 impl Indexed {
     fn cursor(&self) -> Cursor {
-        Cursor(self.hva.start().raw(), self.slot.id())
+        Cursor {
+            hva: self.hva.start().raw(),
+            gpa: self.slot.range().start().raw(),
+            bytes: self.hva.bytes(),
+        }
     }
 }
 
@@ -136,7 +146,7 @@ impl Indexed {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::region::Region;
+    use crate::region::{Region, SlotId};
     use proptest::prelude::*;
     use slat_table::address::{Gpa, Hva};
     use slat_table::geometry::{Geometry, Level, LevelShape};
@@ -156,6 +166,44 @@ mod tests {
             .unwrap()
     }
 
+    fn found(index: &InvalidationIndex, range: &HvaRange) -> Vec<Slot> {
+        let mut found = Vec::new();
+        let mut cursor = None;
+        while let Some((next, slot)) = index.next(range, cursor) {
+            cursor = Some(next);
+            found.push(slot);
+        }
+        found
+    }
+
+    #[test]
+    fn slots_of_one_id_are_told_apart_while_one_replaces_the_other() {
+        let mut index = InvalidationIndex::default();
+        let (old, new, shorter) = (slot(1, 8, 4), slot(1, 2, 4), slot(1, 8, 2));
+        index.enter(old);
+        index.enter(new);
+        index.enter(shorter);
+        let all = HvaRange::new(Hva::new(0), 64 << 12).unwrap();
+        assert_eq!(found(&index, &all), [new, shorter, old]);
+        index.leave(&old);
+        assert_eq!(found(&index, &all), [new, shorter]);
+    }
+
+    #[test]
+    fn an_invalidation_that_could_not_be_recorded_counts_as_overlapping_everything() {
+        let mut index = InvalidationIndex::default();
+        let here = HvaRange::new(Hva::new(0), 1 << 12).unwrap();
+        let there = HvaRange::new(Hva::new(1 << 20), 1 << 12).unwrap();
+        let recorded = index.begin(here);
+        assert!(index.is_active(&here) && !index.is_active(&there));
+        index.unrecorded += 1;
+        assert!(index.is_active(&there));
+        index.end(ActiveId(None));
+        assert!(!index.is_active(&there));
+        index.end(recorded);
+        assert!(!index.is_active(&here));
+    }
+
     proptest! {
         #[test]
         fn a_search_finds_exactly_the_slots_that_overlap(
@@ -171,16 +219,12 @@ mod tests {
                 model.push(slot(id, *hva, *pages));
             }
             for id in gone {
-                index.leave(SlotId(id));
-                model.retain(|slot| slot.id() != SlotId(id));
+                if let Some(at) = model.iter().position(|slot: &Slot| slot.id() == SlotId(id)) {
+                    index.leave(&model.swap_remove(at));
+                }
             }
             let range = HvaRange::new(Hva::new(at << 12), pages << 12).unwrap();
-            let mut found = Vec::new();
-            let mut cursor = None;
-            while let Some((next, slot)) = index.next(&range, cursor) {
-                cursor = Some(next);
-                found.push(slot.id());
-            }
+            let mut found: Vec<_> = found(&index, &range).iter().map(Slot::id).collect();
             found.sort_unstable();
             let mut expected: Vec<_> = model
                 .iter()

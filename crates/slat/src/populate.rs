@@ -6,7 +6,7 @@
 //! is allocated, asked or awaited under a stripe.
 
 use slat_table::address::{Gpa, GpaRange, Hpa, Hva};
-use slat_table::attributes::{Access, Attributes, Execute, Permissions};
+use slat_table::attributes::{Access, Attributes, Execute, MemoryType, Permissions};
 use slat_table::cache::{OutOfTables, TableCache};
 use slat_table::format::Format;
 use slat_table::geometry::{Geometry, Level};
@@ -63,6 +63,14 @@ pub enum PopulateError {
     /// Device memory cannot be executed.
     #[error("{0} is device memory, which cannot be executed")]
     NotExecutable(Gpa),
+    /// The page's memory type would not hold against the guest's own tables.
+    #[error("{gpa} is device memory of type {memory:?}, which cannot be honoured")]
+    MemoryType {
+        /// The guest address.
+        gpa: Gpa,
+        /// The memory type.
+        memory: MemoryType,
+    },
     /// No memory for a table.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -125,7 +133,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         snapshot: &slat_table::stripe::Snapshot,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Mapped, PopulateError> {
-        let attributes = attributes(request, &page)?;
+        let attributes = attributes::<F>(request, &page, self.table.features())?;
         let leaves = self
             .table
             .leaves(plan.range, plan.hpa, plan.level, attributes)?;
@@ -165,13 +173,26 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
 
 /// What the leaf allows: never more than the slot and the page do.
 #[inline]
-fn attributes(request: &Request<'_>, page: &HostPage) -> Result<Attributes, PopulateError> {
-    let slot = request.slot;
-    if request.access == Access::Execute && page.kind == PageKind::Pfnmap {
-        return Err(PopulateError::NotExecutable(request.gpa));
+fn attributes<F: Format>(
+    request: &Request<'_>,
+    page: &HostPage,
+    features: &F::Features,
+) -> Result<Attributes, PopulateError> {
+    let Request {
+        slot, gpa, access, ..
+    } = *request;
+    if page.kind == PageKind::Pfnmap {
+        if access == Access::Execute {
+            return Err(PopulateError::NotExecutable(gpa));
+        }
+        // Checked when the region was created, but the mapping may be another one by now.
+        if !F::forces(features, page.memory) {
+            let memory = page.memory;
+            return Err(PopulateError::MemoryType { gpa, memory });
+        }
     }
     // A logged page becomes writable only by a write, which the log then knows of.
-    let logged = slot.logs_dirty() && request.access != Access::Write;
+    let logged = slot.logs_dirty() && access != Access::Write;
     let write = page.writable && !slot.is_read_only() && !logged;
     let execute = match page.kind {
         PageKind::Ram => Execute::Always,
@@ -182,15 +203,10 @@ fn attributes(request: &Request<'_>, page: &HostPage) -> Result<Attributes, Popu
         write,
         execute,
     };
-    let denied = request.access == Access::Write && !permissions.write;
-    if denied {
+    if access == Access::Write && !permissions.write {
         // The host said yes to a write and then that the page is not writable.
         let hva = page.block.start();
-        return Err(ResolveError::NotPermitted {
-            hva,
-            access: request.access,
-        }
-        .into());
+        return Err(ResolveError::NotPermitted { hva, access }.into());
     }
     Ok(Attributes::new(permissions, page.memory))
 }
@@ -202,7 +218,9 @@ fn plan(geometry: &Geometry, request: &Request<'_>, gpa: Gpa, page: &HostPage) -
     let slot = request.slot;
     // Where the host block lies in guest addresses, as far as the slot goes. The block lies in
     // one mapping and is linear, so a leaf inside it needs no other bound.
-    let shown = slot.gpa_of(&page.block).unwrap_or(slot.range());
+    let page_bytes = geometry.entry_bytes(Level::PAGE);
+    let single = GpaRange::block_around(gpa, page_bytes).unwrap_or(slot.range());
+    let shown = slot.gpa_of(&page.block).unwrap_or(single);
     let hpa_of = |at: Gpa| {
         let hva = (at.raw() - slot.range().start().raw()) + slot.hva().raw();
         Hpa::new(
@@ -229,8 +247,6 @@ fn plan(geometry: &Geometry, request: &Request<'_>, gpa: Gpa, page: &HostPage) -
             }
         }
     }
-    let page_bytes = geometry.entry_bytes(Level::PAGE);
-    let single = GpaRange::block_around(gpa, page_bytes).unwrap_or(shown);
     let span = GpaRange::block_around(gpa, 1 << geometry.span_shift()).unwrap_or(single);
     let run = span.intersection(&shown).and_then(|run| run.from(gpa));
     let range = match (request.reach, run) {

@@ -25,6 +25,8 @@ pub enum Reason {
     Changing,
     /// Not mapped: the host's mapping does not permit it.
     NotPermitted,
+    /// Not mapped: the memory type of a device page cannot be honoured.
+    MemoryType,
     /// Not mapped: the memory has failed.
     Poisoned,
     /// Not mapped: no memory for a table.
@@ -49,7 +51,7 @@ pub enum Reason {
 
 impl Reason {
     /// How many there are: a report keeps one line for each.
-    const COUNT: usize = 15;
+    const COUNT: usize = 16;
 
     /// Whether the memory concerned was not mapped at all.
     pub const fn is_unmapped(self) -> bool {
@@ -60,6 +62,7 @@ impl Reason {
                 | Self::NeedsHostFault
                 | Self::Changing
                 | Self::NotPermitted
+                | Self::MemoryType
                 | Self::Poisoned
                 | Self::OutOfTables
                 | Self::Unencodable
@@ -72,6 +75,7 @@ impl Reason {
             PopulateError::OutOfTables(_) => Self::OutOfTables,
             PopulateError::Leaves(_) => Self::Unencodable,
             PopulateError::NotExecutable(_) => Self::NotPermitted,
+            PopulateError::MemoryType { .. } => Self::MemoryType,
             PopulateError::Host(error) => match error {
                 ResolveError::NotPresent(_)
                 | ResolveError::NoMemory(_)
@@ -103,16 +107,17 @@ impl Reason {
         else {
             return Some(Self::SlotBoundary);
         };
+        // Where RAM is, the host chose together with its block, which is aligned alike in both of
+        // the host's address spaces. A device is where it is; its virtual address does not matter.
         let congruent = slot.hva().raw() % bytes == slot.range().start().raw() % bytes;
         let aligned = mapped.hpa.raw() % bytes == start.raw() % bytes;
         Some(if slot.logs_dirty() {
             Self::DirtyLogging
         } else if !vma.range.covers(&block) {
             Self::VmaBoundary
-        } else if !congruent {
+        } else if mapped.page.kind == PageKind::Ram && !congruent {
             Self::NotCongruent
         } else if mapped.page.kind == PageKind::Pfnmap && !aligned {
-            // A device is where it is; where RAM is, the host chose together with its block.
             Self::HostAddress
         } else {
             Self::HostBlock
@@ -128,6 +133,7 @@ impl fmt::Display for Reason {
             Self::NeedsHostFault => "the host would have to act first",
             Self::Changing => "the host was changing it",
             Self::NotPermitted => "the host's mapping does not permit it",
+            Self::MemoryType => "its memory type cannot be honoured",
             Self::Poisoned => "the memory has failed",
             Self::OutOfTables => "no memory for a table",
             Self::Unencodable => "the format cannot express it",

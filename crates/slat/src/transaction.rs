@@ -191,20 +191,18 @@ impl<'m, F: Format, H: Host, P: Platform> Transaction<'m, F, H, P> {
             let slot = region
                 .validate(&memory.config, memory.table.geometry())
                 .map_err(|error| TransactionError::Region { id, error })?;
-            let staying = old
-                .slots()
-                .iter()
-                .filter(|slot| !self.deletes.contains(&slot.id()));
-            for other in staying.chain(created.iter().map(|created| &created.slot)) {
-                if other.id() == id {
-                    return Err(TransactionError::SlotExists(id));
-                }
-                if other.range().overlaps(&slot.range()) {
-                    return Err(TransactionError::Overlap {
-                        id,
-                        with: other.id(),
-                    });
-                }
+            let others = || {
+                let staying = |slot: &&Slot| !self.deletes.contains(&slot.id());
+                let created = created.iter().map(|created| &created.slot);
+                old.slots().iter().filter(staying).chain(created)
+            };
+            // As KVM does, the id is judged before the place.
+            if others().any(|other| other.id() == id) {
+                return Err(TransactionError::SlotExists(id));
+            }
+            if let Some(with) = others().find(|other| other.range().overlaps(&slot.range())) {
+                let with = with.id();
+                return Err(TransactionError::Overlap { id, with });
             }
             created.push(Created {
                 slot,
@@ -264,7 +262,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         drop(restriction.unmap(&slot.range(), PartialBlock::Drop));
         drop(restriction.prune(&slot.range()));
         drop(restriction);
-        self.index.lock().leave(slot.id());
+        self.index.lock().leave(slot);
     }
 
     /// Maps what the host can translate without doing anything, by the fault path's own rules.

@@ -105,6 +105,8 @@ pub enum Denial {
     DeviceGone,
     /// Device memory cannot be executed.
     NotExecutable,
+    /// The memory type of the device memory there would not hold against the guest's own tables.
+    MemoryType,
 }
 
 /// A fault that could not be handled. The guest may be resumed to try again.
@@ -295,6 +297,7 @@ fn failed_outcome(slot: SlotId, fault: Fault, error: PopulateError) -> Result<Ou
         PopulateError::OutOfTables(error) => return Err(error.into()),
         PopulateError::Leaves(error) => return Err(error.into()),
         PopulateError::NotExecutable(_) => denied(Denial::NotExecutable),
+        PopulateError::MemoryType { .. } => denied(Denial::MemoryType),
         PopulateError::Host(error) => match error {
             // A fault that only looks has broken the contract; asking again is all there is.
             ResolveError::Busy(_) | ResolveError::NotPresent(_) => Outcome::Retry,
