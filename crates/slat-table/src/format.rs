@@ -105,6 +105,10 @@ pub enum EncodeError {
     /// The format has no dirty bit, or the hardware at hand does not keep it.
     #[error("a dirty bit cannot be expressed")]
     Dirty,
+    /// The format has no accessed bit, or the hardware at hand does not keep it: every leaf counts
+    /// as used.
+    #[error("a page that was not used cannot be told from one that was")]
+    Unaccessed,
     /// More software bits than the format has.
     #[error("software bits {0:#x} do not fit")]
     Software(u8),
@@ -190,7 +194,7 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
     fn is_table(level: Level, raw: u64) -> bool;
 
     /// The host physical address in `raw`, a table pointer or leaf found at `level`.
-    fn address(level: Level, raw: u64) -> Hpa;
+    fn address(features: &Self::Features, level: Level, raw: u64) -> Hpa;
 
     /// Whether this memory type holds whatever the guest asks for in its own tables. Memory that
     /// the host cannot maintain caches for is refused where it does not.

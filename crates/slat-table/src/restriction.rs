@@ -190,7 +190,11 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         if F::is_table(place.level, place.raw) {
             self.table.store(place.entry, F::empty(place.level));
             if let Some(below) = place.level.down() {
-                flush.detach(F::address(place.level, place.raw), below, block);
+                flush.detach(
+                    F::address(self.table.features(), place.level, place.raw),
+                    below,
+                    block,
+                );
             }
         } else {
             if !todo.covers(&block) && partial.splits(self.table, place.level) {
@@ -406,7 +410,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         if place.level != level || !F::is_table(level, place.raw) {
             return;
         }
-        let child = F::address(level, place.raw);
+        let child = F::address(self.table.features(), level, place.raw);
         let mut entries = 0..self.table.entries(below);
         let in_use = |index| !F::is_empty(below, self.table.load(entry_address(child, index)));
         if !entries.any(in_use) {

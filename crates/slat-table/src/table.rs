@@ -299,7 +299,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             for index in 0..self.entries(level) {
                 let raw = self.load(entry_address(table, index));
                 if F::is_table(level, raw) {
-                    self.free_subtree(below, F::address(level, raw));
+                    self.free_subtree(below, F::address(&self.features, level, raw));
                 }
             }
         }
@@ -565,7 +565,7 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
             let raw = self.table.load(entry);
             match level.down() {
                 Some(below) if level > lowest && F::is_table(level, raw) => {
-                    table = F::address(level, raw);
+                    table = F::address(&self.table.features, level, raw);
                     level = below;
                 }
                 _ => return Place { entry, level, raw },
@@ -595,7 +595,7 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
             if !F::is_table(level, raw) {
                 return Ok(Place { entry, level, raw });
             }
-            table = F::address(level, raw);
+            table = F::address(&self.table.features, level, raw);
             level = below;
         }
         let entry = entry_address(table, self.table.geometry.index(level, gpa));

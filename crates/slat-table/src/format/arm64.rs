@@ -32,12 +32,21 @@ pub struct Arm64Features {
     /// `FEAT_HAFDBS` with `VTCR_EL2.HA` set: the hardware sets the access flag.
     pub hardware_accessed: bool,
     /// `FEAT_HAFDBS` level 2 with `VTCR_EL2.HD` set: the hardware makes writable-clean leaves
-    /// writable-dirty.
+    /// writable-dirty. Counts only together with `hardware_accessed`.
     pub hardware_dirty: bool,
     /// `FEAT_VMID16` with `VTCR_EL2.VS` set: 16-bit VMIDs.
     pub vmid16: bool,
     /// `CTR_EL0.DIC`: instruction caches need no invalidation for new code.
     pub coherent_instruction_cache: bool,
+}
+
+impl Arm64Features {
+    /// Whether the hardware keeps dirty bits. `VTCR_EL2.HD` does nothing while `HA` is clear, and
+    /// a leaf with `DBM` would then never become writable (D8.5).
+    #[inline]
+    const fn keeps_dirty(self) -> bool {
+        self.hardware_accessed && self.hardware_dirty
+    }
 }
 
 /// The registers that point to a stage-2 tree.
@@ -98,7 +107,7 @@ impl Format for Arm64 {
             break_before_make: true,
             caches_invalid: false,
             hardware_accessed: features.hardware_accessed,
-            hardware_dirty: features.hardware_dirty,
+            hardware_dirty: features.keeps_dirty(),
         }
     }
 
@@ -150,7 +159,7 @@ impl Format for Arm64 {
             | physical_size(features.physical_bits) << 16
             | u64::from(features.vmid16) << 19
             | u64::from(features.hardware_accessed) << 21
-            | u64::from(features.hardware_dirty) << 22;
+            | u64::from(features.keeps_dirty()) << 22;
         Arm64Root {
             vttbr: u64::from(vmid) << 48 | table.raw(),
             vtcr,
@@ -214,7 +223,7 @@ impl Format for Arm64 {
             return Entry::Empty;
         }
         if Self::is_table(level, raw) {
-            return Entry::Table(Self::address(level, raw));
+            return Entry::Table(Self::address(features, level, raw));
         }
         match decode_leaf(*features, level, raw) {
             Some((hpa, attributes)) => Entry::Leaf { hpa, attributes },
@@ -233,7 +242,7 @@ impl Format for Arm64 {
     }
 
     #[inline]
-    fn address(_: Level, raw: u64) -> Hpa {
+    fn address(_: &Arm64Features, _: Level, raw: u64) -> Hpa {
         Hpa::new(raw & ADDRESS)
     }
 
@@ -306,11 +315,11 @@ fn permission_bits(features: Arm64Features, attributes: Attributes) -> Result<u6
     if device && permissions.execute != Execute::Never {
         return Err(EncodeError::ExecutableDevice(memory));
     }
-    if dirty && !(features.hardware_dirty && permissions.write) {
+    if dirty && !(features.keeps_dirty() && permissions.write) {
         return Err(EncodeError::Dirty);
     }
     let read = if permissions.read { READ } else { 0 };
-    let write = match (permissions.write, features.hardware_dirty, dirty) {
+    let write = match (permissions.write, features.keeps_dirty(), dirty) {
         (false, _, _) => 0,
         (true, false, _) => WRITE,
         (true, true, true) => WRITE | DIRTY_BIT_MODIFIER,
@@ -331,7 +340,7 @@ fn permission_bits(features: Arm64Features, attributes: Attributes) -> Result<u6
 
 fn decode_leaf(features: Arm64Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
     let is_page = raw & TABLE_OR_PAGE != 0;
-    let hpa = Arm64::address(level, raw);
+    let hpa = Arm64::address(&features, level, raw);
     let shaped = is_page == (level == Level::PAGE)
         && level <= LARGEST_BLOCK
         && hpa.is_aligned(Arm64::leaf_step(level))
@@ -341,7 +350,9 @@ fn decode_leaf(features: Arm64Features, level: Level, raw: u64) -> Option<(Hpa, 
         return None;
     }
     let (writes, modifier) = (raw & WRITE != 0, raw & DIRTY_BIT_MODIFIER != 0);
-    if modifier && !features.hardware_dirty {
+    // Where dirty bits are kept, a leaf that is writable without the modifier could be written
+    // without a trace; where they are not, the modifier means nothing. We make neither.
+    if (writes && !modifier && features.keeps_dirty()) || (modifier && !features.keeps_dirty()) {
         return None;
     }
     let execute = match (raw & EXECUTE_NEVER_MASK) >> EXECUTE_NEVER_SHIFT {

@@ -1,0 +1,148 @@
+//! The laws in the documentation of [`Format`], checked over the whole domain of attributes.
+
+use slat_table::address::Hpa;
+use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
+use slat_table::format::{EncodeError, Entry, Format};
+use slat_table::geometry::{Geometry, Level};
+
+const EXECUTE: [Execute; 4] = [
+    Execute::Never,
+    Execute::Privileged,
+    Execute::Unprivileged,
+    Execute::Always,
+];
+const MEMORY: [MemoryType; 5] = [
+    MemoryType::WriteBack,
+    MemoryType::WriteThrough,
+    MemoryType::NonCacheable,
+    MemoryType::Device,
+    MemoryType::DeviceStrict,
+];
+const BOOLS: [bool; 2] = [false, true];
+
+/// Every combination of attributes, with the software bits given.
+pub(crate) fn all_attributes(software: &[u8]) -> Vec<Attributes> {
+    let mut all = Vec::new();
+    for read in BOOLS {
+        for write in BOOLS {
+            for execute in EXECUTE {
+                for memory in MEMORY {
+                    for accessed in BOOLS {
+                        for dirty in BOOLS {
+                            all.extend(software.iter().map(|&software| Attributes {
+                                permissions: Permissions {
+                                    read,
+                                    write,
+                                    execute,
+                                },
+                                memory,
+                                accessed,
+                                dirty,
+                                software,
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Checks every law for one set of hardware features.
+pub(crate) fn check<F: Format>(features: &F::Features, address_bits: u8) {
+    let geometry = F::geometry(features, address_bits).unwrap();
+    let software: Vec<u8> = (0..=16).chain([0x80, 0xff]).collect();
+    let attributes = all_attributes(&software);
+    for level in geometry.levels_down() {
+        empty_is_empty::<F>(features, level);
+        if level != Level::PAGE {
+            tables_are_tables::<F>(features, &geometry, level);
+        }
+        let mut leaves = 0;
+        for &attributes in &attributes {
+            leaves += leaves_are_leaves::<F>(features, &geometry, level, attributes);
+        }
+        assert_eq!(
+            leaves != 0,
+            geometry.shape(level).leaf,
+            "{level:?} of {features:?}"
+        );
+    }
+}
+
+fn empty_is_empty<F: Format>(features: &F::Features, level: Level) {
+    let empty = F::empty(level);
+    assert_eq!(F::decode(features, level, empty), Entry::Empty);
+    assert!(F::is_empty(level, empty) && !F::is_table(level, empty));
+}
+
+fn tables_are_tables<F: Format>(features: &F::Features, geometry: &Geometry, level: Level) {
+    let bytes = u64::from(geometry.shape(level.down().unwrap()).table_bytes);
+    for table in [1, 2, 5, 0x1_2345].map(|number| Hpa::new(number * bytes)) {
+        let raw = F::table(features, level, table);
+        assert_eq!(F::decode(features, level, raw), Entry::Table(table));
+        assert!(F::is_table(level, raw) && !F::is_empty(level, raw));
+        assert_eq!(F::address(features, level, raw), table);
+    }
+}
+
+/// Checks the leaves with these attributes; how many there are.
+fn leaves_are_leaves<F: Format>(
+    features: &F::Features,
+    geometry: &Geometry,
+    level: Level,
+    attributes: Attributes,
+) -> usize {
+    let bytes = geometry.entry_bytes(level);
+    let mut leaves = 0;
+    for hpa in [0, 1, 0x155].map(|number| Hpa::new(number * bytes)) {
+        let Ok(raw) = F::leaf(features, level, hpa, attributes) else {
+            continue;
+        };
+        leaves += 1;
+        assert_eq!(
+            F::decode(features, level, raw),
+            Entry::Leaf { hpa, attributes }
+        );
+        assert!(!F::is_table(level, raw) && !F::is_empty(level, raw));
+        assert_eq!(F::address(features, level, raw), hpa);
+        let next = Hpa::new(hpa.raw() + bytes);
+        assert_eq!(
+            F::leaf(features, level, next, attributes),
+            Ok(raw + F::leaf_step(level))
+        );
+        let unaligned = Hpa::new(hpa.raw() + bytes / 2);
+        assert!(matches!(
+            F::leaf(features, level, unaligned, attributes),
+            Err(EncodeError::Unaligned { .. })
+        ));
+        for bit in 0..64 {
+            what_is_decoded_can_be_encoded::<F>(features, level, raw ^ 1 << bit);
+        }
+    }
+    leaves
+}
+
+/// A raw value means exactly one thing: if it decodes to a leaf, that leaf encodes to it. So a
+/// bit that the encoder does not know can never be lost by decoding and encoding again.
+fn what_is_decoded_can_be_encoded<F: Format>(features: &F::Features, level: Level, raw: u64) {
+    let entry = F::decode(features, level, raw);
+    assert_eq!(entry == Entry::Empty, F::is_empty(level, raw), "{raw:#x}");
+    assert_eq!(
+        matches!(entry, Entry::Table(_)),
+        F::is_table(level, raw),
+        "{raw:#x}"
+    );
+    if let Entry::Leaf { hpa, attributes } = entry {
+        match F::leaf(features, level, hpa, attributes) {
+            Ok(again) => assert_eq!(again, raw, "{entry:?}"),
+            Err(error) => {
+                assert!(
+                    matches!(error, EncodeError::AddressWidth { .. }),
+                    "{raw:#x}: {error}"
+                );
+            }
+        }
+    }
+}
