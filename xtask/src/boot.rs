@@ -107,13 +107,13 @@ pub(crate) struct Options {
 /// Reads `--guest-memory`. The upper limit depends on the machine and is checked with it.
 fn guest_memory(text: &str) -> Result<Size, String> {
     let size: Size = text.parse()?;
-    if size < LEAST_MEMORY {
-        Err(format!("must be at least {LEAST_MEMORY}"))
-    } else if !size.0.is_multiple_of(PAGE.0) {
-        Err(format!("must be in whole pages of {} bytes", PAGE.0))
-    } else {
-        Ok(size)
+    if size < LEAST_MEMORY || !size.0.is_multiple_of(PAGE.0) {
+        return Err(format!(
+            "must be from {LEAST_MEMORY} up to what the machine has, in whole pages of {} bytes",
+            PAGE.0
+        ));
     }
+    Ok(size)
 }
 
 /// Reads `--machine-memory`. Whether the guest fits is checked when its kernel is known.
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn wrong_values_name_the_option_and_the_range() {
         for (words, expected) in [
-            (["--guest-memory", "32M"], "at least 64M"),
+            (["--guest-memory", "32M"], "from 64M up to"),
             (["--guest-memory", "64.5M"], "512M"),
             (["--guest-memory", "67108865"], "whole pages of 4096"),
             (["--machine-memory", "256G"], "at most 255G"),
