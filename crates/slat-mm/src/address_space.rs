@@ -24,8 +24,7 @@ use crate::window::{Protection, Window};
 
 /// Host virtual memory, with what backs it. Clones are the same address space.
 ///
-/// All of it goes when the last clone is dropped: notifiers that are still there are told
-/// ([`Notifier::release`]), and the frames are given back.
+/// It ends with [`release`](Self::release), or when the last clone is dropped.
 pub struct AddressSpace<F: Frames, L: Locks> {
     pub(crate) shared: Arc<Shared<F, L>>,
 }
@@ -62,7 +61,9 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
             vmas: L::RwLock::new(Vmas::new()),
             counters: L::Mutex::new(Counters::default()),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Where the memory comes from.
@@ -82,12 +83,25 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
         backing: Backing<L>,
     ) -> Result<(), MapError> {
         let mut vmas = self.shared.vmas.write();
+        if vmas.released {
+            return Err(MapError::Released { range });
+        }
         if let Some((existing, _)) = vmas.parts(range).next() {
-            return Err(MapError::Overlap { range, existing: existing.range() });
+            return Err(MapError::Overlap {
+                range,
+                existing: existing.range(),
+            });
         }
         backing.check(range, &vmas)?;
         let (object, offset) = backing.into_object(&self.shared.notifiers);
-        vmas.insert(Vma { window: Window { range, offset, protection }, object });
+        vmas.insert(Vma {
+            window: Window {
+                range,
+                offset,
+                protection,
+            },
+            object,
+        });
         Ok(())
     }
 
@@ -171,8 +185,7 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
             }
             (Object::Ram(ram), Protection::ReadWrite) => {
                 // A gain, but the frames at the edges are split.
-                let split: Vec<_> =
-                    straddling(&ram.resident.lock(), window, part).collect();
+                let split: Vec<_> = straddling(&ram.resident.lock(), window, part).collect();
                 for block in split {
                     bracket.begin(notifiers, block);
                 }
@@ -180,6 +193,12 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
             (_, Protection::ReadOnly) => bracket.begin(notifiers, part),
             (_, Protection::ReadWrite) => {}
         }
+    }
+
+    /// Ends the address space, as the end of a process does: everything is unmapped for good,
+    /// notifiers are told ([`Notifier::release`]), and the memory is given back.
+    pub fn release(&self) {
+        self.shared.release();
     }
 
     /// Has `notifier` told of every change from now on. Register before the first resolve.
@@ -199,12 +218,17 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
     pub fn age(&self, range: HvaRange) -> bool {
         // Every notifier is asked: each has marks to clear.
         let live = self.shared.notifiers.live();
-        live.iter().fold(false, |young, notifier| young | notifier.age(range))
+        live.iter()
+            .fold(false, |young, notifier| young | notifier.age(range))
     }
 
     /// Whether any guest used a page of `range` since [`age`](Self::age) was last called. A hint.
     pub fn test_young(&self, range: HvaRange) -> bool {
-        self.shared.notifiers.live().iter().any(|notifier| notifier.test_young(range))
+        self.shared
+            .notifiers
+            .live()
+            .iter()
+            .any(|notifier| notifier.test_young(range))
     }
 
     /// What the address space holds and has done.
@@ -237,31 +261,47 @@ fn affected<L: Locks>(vma: &Vma<L>, part: HvaRange) -> HvaRange {
     }
 }
 
-impl<F: Frames, L: Locks> Drop for Shared<F, L> {
-    fn drop(&mut self) {
+impl<F: Frames, L: Locks> Shared<F, L> {
+    fn release(&self) {
+        // A notifier's `release` wants nothing to be resolved any more, and may wait for locks that
+        // come before the mmap lock: so it is called after this guard is gone, not inside.
+        let gone = self.vmas.write().release();
+        for Vma { window, object } in &gone {
+            if let Object::Driver(mapping) = object {
+                mapping.forget(window.range);
+            }
+        }
         for notifier in self.notifiers.live() {
             notifier.release();
         }
-        let vmas = self.vmas.read();
-        for vma in vmas.iter() {
-            if let Object::Ram(ram) = &vma.object {
-                let frames = ram.resident.lock().take(vma.window.span(vma.range()));
+        for Vma { window, object } in &gone {
+            if let Object::Ram(ram) = object {
+                let frames = ram.resident.lock().take(window.span(window.range));
                 free_all(&self.frames, frames);
             }
         }
     }
 }
 
+impl<F: Frames, L: Locks> Drop for Shared<F, L> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
 impl<F: Frames, L: Locks> Clone for AddressSpace<F, L> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 
 impl<F: Frames, L: Locks> fmt::Debug for AddressSpace<F, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let vmas = self.shared.vmas.read();
-        f.debug_list().entries(vmas.iter().map(Vma::described)).finish()
+        f.debug_list()
+            .entries(vmas.iter().map(Vma::described))
+            .finish()
     }
 }
-

@@ -48,7 +48,10 @@ impl Arena {
             huge_refused: false,
             attempts: 0,
         };
-        Self { range, state: Mutex::new(state) }
+        Self {
+            range,
+            state: Mutex::new(state),
+        }
     }
 
     /// Lets `allocations` more allocations succeed and all later ones fail; `None` lifts that.
@@ -82,12 +85,19 @@ impl Arena {
     }
 
     fn offset(&self, hpa: Hpa) -> usize {
-        assert!(self.range.contains(hpa), "{hpa} is not in the arena {}", self.range);
+        assert!(
+            self.range.contains(hpa),
+            "{hpa} is not in the arena {}",
+            self.range
+        );
         to_usize(hpa.raw() - self.range.start().raw())
     }
 
     fn pages(&self, frame: Hpa, size: FrameSize) -> Range<usize> {
-        assert!(frame.is_aligned(size.bytes()), "{frame} is not aligned to {size}");
+        assert!(
+            frame.is_aligned(size.bytes()),
+            "{frame} is not aligned to {size}"
+        );
         let first = self.offset(frame) / page_bytes();
         first..first + to_usize(size.bytes()) / page_bytes()
     }

@@ -42,6 +42,12 @@ pub enum Backing<L: Locks> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
+    /// The address space has been released.
+    #[error("{range} cannot be mapped: the address space has been released")]
+    Released {
+        /// The range given.
+        range: HvaRange,
+    },
     /// Something is mapped there already.
     #[error("{range} overlaps the mapping {existing}")]
     Overlap {
@@ -95,7 +101,11 @@ impl<L: Locks> Backing<L> {
             Self::Image(image) => {
                 let bytes = image.len();
                 let enough = u64::try_from(bytes).is_ok_and(|b| b > range.bytes() - PAGE_SIZE);
-                if enough { Ok(()) } else { Err(MapError::ImageTooShort { range, bytes }) }
+                if enough {
+                    Ok(())
+                } else {
+                    Err(MapError::ImageTooShort { range, bytes })
+                }
             }
             Self::Linear { hpa, .. } => {
                 let hpa = HpaRange::new(*hpa, range.bytes()).map_err(MapError::Physical)?;
@@ -115,16 +125,17 @@ impl<L: Locks> Backing<L> {
             Self::Anonymous => (Object::Ram(Arc::new(Ram::new(Source::Zero))), 0),
             Self::Image(image) => (Object::Ram(Arc::new(Ram::new(Source::Image(image)))), 0),
             Self::Linear { hpa, memory } => (Object::Linear(Linear { start: hpa, memory }), 0),
-            Self::Driver { device, offset } => {
-                (Object::Driver(Arc::new(device.map(Arc::clone(notifiers)))), offset)
-            }
+            Self::Driver { device, offset } => (
+                Object::Driver(Arc::new(device.map(Arc::clone(notifiers)))),
+                offset,
+            ),
         }
     }
 }
 
 /// The `bytes` bytes at `offset` of the device memory at `device`.
 fn part_of(device: HpaRange, offset: u64, bytes: u64) -> Result<HpaRange, MapError> {
-    if offset % PAGE_SIZE != 0 {
+    if !offset.is_multiple_of(PAGE_SIZE) {
         return Err(MapError::OffsetUnaligned { offset });
     }
     device
@@ -132,7 +143,11 @@ fn part_of(device: HpaRange, offset: u64, bytes: u64) -> Result<HpaRange, MapErr
         .checked_add(offset)
         .and_then(|start| HpaRange::new(start, bytes).ok())
         .filter(|part| device.covers(part))
-        .ok_or(MapError::OutsideDevice { offset, bytes, device })
+        .ok_or(MapError::OutsideDevice {
+            offset,
+            bytes,
+            device,
+        })
 }
 
 /// Whether none of the mappings that `counts` shows any of the device memory at `hpa`.
@@ -142,8 +157,14 @@ fn unused<L: Locks>(
     counts: impl Fn(&Object<L>) -> bool,
 ) -> Result<(), MapError> {
     let shows = |shown: HpaRange| shown.overlaps(&hpa);
-    match vmas.iter().find(|vma| counts(&vma.object) && vma.device_memory().is_some_and(shows)) {
-        Some(vma) => Err(MapError::InUse { hpa, existing: vma.range() }),
+    match vmas
+        .iter()
+        .find(|vma| counts(&vma.object) && vma.device_memory().is_some_and(shows))
+    {
+        Some(vma) => Err(MapError::InUse {
+            hpa,
+            existing: vma.range(),
+        }),
         None => Ok(()),
     }
 }
@@ -153,12 +174,16 @@ impl<L: Locks> fmt::Debug for Backing<L> {
         match self {
             Self::Anonymous => f.write_str("Anonymous"),
             Self::Image(image) => write!(f, "Image({} bytes)", image.len()),
-            Self::Linear { hpa, memory } => {
-                f.debug_struct("Linear").field("hpa", hpa).field("memory", memory).finish()
-            }
-            Self::Driver { device, offset } => {
-                f.debug_struct("Driver").field("device", device).field("offset", offset).finish()
-            }
+            Self::Linear { hpa, memory } => f
+                .debug_struct("Linear")
+                .field("hpa", hpa)
+                .field("memory", memory)
+                .finish(),
+            Self::Driver { device, offset } => f
+                .debug_struct("Driver")
+                .field("device", device)
+                .field("offset", offset)
+                .finish(),
         }
     }
 }

@@ -102,15 +102,21 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
     ///
     /// [`ContentsError`]; nothing has been written or brought then.
     pub fn write(&self, hva: Hva, bytes: &[u8]) -> Result<(), ContentsError> {
-        let Some(range) = pages_around(hva, bytes.len())? else { return Ok(()) };
+        let Some(range) = pages_around(hva, bytes.len())? else {
+            return Ok(());
+        };
         // For writing, so that no discard comes between bringing the memory and writing to it.
         let vmas = self.shared.vmas.write();
         self.bring(&ram_parts(&vmas, range, Access::Write)?, Access::Write)?;
         for (at, piece) in pieces(hva, bytes.len()) {
             let vma = vmas.at(at).ok_or(ContentsError::Hole(at))?;
-            let page = vma.peek(at, Access::Write).map_err(|_| ContentsError::NoMemory(at))?;
+            let page = vma
+                .peek(at, Access::Write)
+                .map_err(|_| ContentsError::NoMemory(at))?;
             let distance = at.raw() - page.block.start().raw();
-            self.shared.frames.write(Hpa::new(page.hpa.raw() + distance), &bytes[piece]);
+            self.shared
+                .frames
+                .write(Hpa::new(page.hpa.raw() + distance), &bytes[piece]);
         }
         Ok(())
     }
@@ -122,7 +128,9 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
     ///
     /// [`ContentsError`]; `bytes` is as it was then.
     pub fn read(&self, hva: Hva, bytes: &mut [u8]) -> Result<(), ContentsError> {
-        let Some(range) = pages_around(hva, bytes.len())? else { return Ok(()) };
+        let Some(range) = pages_around(hva, bytes.len())? else {
+            return Ok(());
+        };
         let vmas = self.shared.vmas.read();
         let parts = ram_parts(&vmas, range, Access::Read)?;
         for (at, piece) in pieces(hva, bytes.len()) {
@@ -132,8 +140,13 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
                 // Held while reading, so that the frame is not given to somebody else meanwhile.
                 let resident = ram.resident.lock();
                 match resident.around(offset) {
-                    Some(Placed { offset: start, frame }) => {
-                        self.shared.frames.read(Hpa::new(frame.hpa.raw() + offset - start), bytes);
+                    Some(Placed {
+                        offset: start,
+                        frame,
+                    }) => {
+                        self.shared
+                            .frames
+                            .read(Hpa::new(frame.hpa.raw() + offset - start), bytes);
                     }
                     None => ram.source.read(offset, bytes),
                 }
@@ -184,7 +197,11 @@ fn ram_parts<L: Locks>(
             Object::Ram(_) if !vma.window.protection.allows(access) => {
                 Err(ContentsError::ReadOnly(vma.range()))
             }
-            Object::Ram(ram) => Ok(Part { ram: Arc::clone(ram), window: vma.window, range: part }),
+            Object::Ram(ram) => Ok(Part {
+                ram: Arc::clone(ram),
+                window: vma.window,
+                range: part,
+            }),
             Object::Linear(_) | Object::Driver(_) => Err(ContentsError::Device(vma.range())),
         })
         .collect()
@@ -208,8 +225,9 @@ fn pieces(hva: Hva, bytes: usize) -> impl Iterator<Item = (Hva, Range<usize>)> {
     let mut done = 0;
     core::iter::from_fn(move || {
         let at = Hva::new(hva.raw() + done as u64);
-        let room = (PAGE_SIZE - at.raw() % PAGE_SIZE) as usize;
-        let piece = done..bytes.min(done + room);
+        let room = PAGE_SIZE - at.raw() % PAGE_SIZE;
+        let left = bytes - done;
+        let piece = done..done + usize::try_from(room).map_or(left, |room| room.min(left));
         done = piece.end;
         (!piece.is_empty()).then_some((at, piece))
     })
@@ -222,7 +240,11 @@ mod tests {
     #[test]
     fn pieces_stay_in_their_pages() {
         let all: Vec<_> = pieces(Hva::new(0x1ffe), 0x1004).collect();
-        let expected = [(0x1ffe, 0..2), (0x2000, 2..0x1002), (0x3000, 0x1002..0x1004)];
+        let expected = [
+            (0x1ffe, 0..2),
+            (0x2000, 2..0x1002),
+            (0x3000, 0x1002..0x1004),
+        ];
         assert_eq!(all, expected.map(|(at, piece)| (Hva::new(at), piece)));
         assert_eq!(pieces(Hva::new(0x1000), 0).count(), 0);
     }
@@ -230,7 +252,10 @@ mod tests {
     #[test]
     fn bytes_at_the_end_of_the_address_space_wrap() {
         let last = Hva::new(u64::MAX);
-        let wraps = ContentsError::Wraps { hva: last, bytes: 2 };
+        let wraps = ContentsError::Wraps {
+            hva: last,
+            bytes: 2,
+        };
         assert_eq!(pages_around(last, 2), Err(wraps));
         assert_eq!(pages_around(last, 0), Ok(None));
     }

@@ -47,12 +47,19 @@ mod tests {
 
     fn window(start: u64, bytes: u64) -> Window {
         let range = HvaRange::new(Hva::new(start), bytes).unwrap();
-        Window { range, offset: 0, protection: Protection::ReadWrite }
+        Window {
+            range,
+            offset: 0,
+            protection: Protection::ReadWrite,
+        }
     }
 
     #[test]
     fn blocks_are_the_largest_that_lie_in_the_vma() {
-        let linear = Linear { start: Hpa::new(0x900_0000), memory: MemoryType::Device };
+        let linear = Linear {
+            start: Hpa::new(0x900_0000),
+            memory: MemoryType::Device,
+        };
         let cases = [
             // A single page.
             (0x1000, 0x1000, 0x1000, 0x1000),
@@ -67,9 +74,17 @@ mod tests {
         for (start, bytes, hva, expected) in cases {
             let window = window(start, bytes);
             let page = linear.page(&window, Hva::new(hva), window.range).unwrap();
-            assert_eq!(page.block.bytes(), expected, "at {hva:#x} of {:?}", window.range);
+            assert_eq!(
+                page.block.bytes(),
+                expected,
+                "at {hva:#x} of {:?}",
+                window.range
+            );
             assert!(page.block.contains(Hva::new(hva)));
-            assert_eq!(page.hpa.raw() - 0x900_0000, page.block.start().raw() - start);
+            assert_eq!(
+                page.hpa.raw() - 0x900_0000,
+                page.block.start().raw() - start
+            );
         }
     }
 }

@@ -52,8 +52,18 @@ struct Mapped<L: Locks> {
 impl<L: Locks> DriverDevice<L> {
     /// A device with its memory at `range`, which behaves as `memory` says. It is accessible.
     pub fn new(range: HpaRange, memory: MemoryType) -> Self {
-        let state = State { revoked: false, mappings: BTreeMap::new(), next: 0 };
-        Self { device: Arc::new(Device { range, memory, state: L::Mutex::new(state) }) }
+        let state = State {
+            revoked: false,
+            mappings: BTreeMap::new(),
+            next: 0,
+        };
+        Self {
+            device: Arc::new(Device {
+                range,
+                memory,
+                state: L::Mutex::new(state),
+            }),
+        }
     }
 
     /// Its physical memory.
@@ -95,14 +105,25 @@ impl<L: Locks> DriverDevice<L> {
         let mut state = self.device.state.lock();
         let id = state.next;
         state.next += 1;
-        state.mappings.insert(id, Mapped { notifiers, present: Extents::default() });
-        DriverMapping { device: Arc::clone(&self.device), id }
+        state.mappings.insert(
+            id,
+            Mapped {
+                notifiers,
+                present: Extents::default(),
+            },
+        );
+        DriverMapping {
+            device: Arc::clone(&self.device),
+            id,
+        }
     }
 }
 
 impl<L: Locks> Clone for DriverDevice<L> {
     fn clone(&self) -> Self {
-        Self { device: Arc::clone(&self.device) }
+        Self {
+            device: Arc::clone(&self.device),
+        }
     }
 }
 
@@ -127,14 +148,22 @@ pub(crate) struct Revoked;
 impl<L: Locks> DriverMapping<L> {
     /// The whole device, as if it were always there.
     pub(crate) fn linear(&self) -> Linear {
-        Linear { start: self.device.range.start(), memory: self.device.memory }
+        Linear {
+            start: self.device.range.start(),
+            memory: self.device.memory,
+        }
     }
 
-    /// The page at `hva`, if the driver has inserted it.
-    pub(crate) fn peek(&self, window: &Window, hva: Hva) -> Option<HostPage> {
+    /// The page at `hva` if the driver has inserted it, or else the range around it in which it
+    /// has not.
+    pub(crate) fn peek(&self, window: &Window, hva: Hva) -> Result<HostPage, Option<HvaRange>> {
         let state = self.device.state.lock();
-        let extent = state.mappings.get(&self.id)?.present.around(hva)?;
-        self.linear().page(window, hva, extent.intersection(&window.range)?)
+        let present = &state.mappings.get(&self.id).ok_or(None)?.present;
+        let Some(extent) = present.around(hva) else {
+            return Err(present.gap(hva, window.range));
+        };
+        let within = extent.intersection(&window.range).ok_or(None)?;
+        self.linear().page(window, hva, within).ok_or(None)
     }
 
     /// The page at `hva`, inserted if need be.
@@ -143,7 +172,10 @@ impl<L: Locks> DriverMapping<L> {
         if state.revoked {
             return Err(Revoked);
         }
-        let page = self.linear().page(window, hva, window.range).ok_or(Revoked)?;
+        let page = self
+            .linear()
+            .page(window, hva, window.range)
+            .ok_or(Revoked)?;
         if let Some(mapped) = state.mappings.get_mut(&self.id) {
             mapped.present.insert(page.block);
         }

@@ -19,6 +19,18 @@ impl Extents {
         range.contains(hva).then_some(*range)
     }
 
+    /// The part of `within` around `hva`, an address in no extent, up to the next extents.
+    pub(crate) fn gap(&self, hva: Hva, within: HvaRange) -> Option<HvaRange> {
+        let before = self
+            .ranges
+            .range(..=hva)
+            .next_back()
+            .map(|(_, range)| range.end());
+        let after = self.ranges.range(hva..).next().map(|(start, _)| *start);
+        let start = before.unwrap_or_default().max(within.start());
+        HvaRange::between(start, after.unwrap_or(within.end()).min(within.end()))
+    }
+
     /// Adds `range`.
     pub(crate) fn insert(&mut self, range: HvaRange) {
         let mut merged = range;
@@ -90,6 +102,14 @@ mod tests {
                 for page in 0..40 {
                     let around = extents.around(Hva::new(page << 12));
                     prop_assert_eq!(around.is_some(), model.contains(&page));
+                    if around.is_none() {
+                        let gap = extents.gap(Hva::new(page << 12), pages(0, 40)).unwrap();
+                        let (first, end) = (gap.start().raw() >> 12, gap.end().raw() >> 12);
+                        prop_assert!((first..end).contains(&page));
+                        prop_assert_eq!(model.range(first..end).count(), 0);
+                        prop_assert!(first == 0 || model.contains(&(first - 1)));
+                        prop_assert!(end == 40 || model.contains(&end));
+                    }
                 }
                 let all: Vec<_> = extents.iter().collect();
                 prop_assert!(all.windows(2).all(|pair| pair[0].end() < pair[1].start()));

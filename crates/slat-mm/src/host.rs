@@ -24,13 +24,18 @@ impl<L: Locks> HostView for View<'_, L> {
     }
 
     fn peek(&self, hva: Hva, access: Access) -> Result<HostPage, ResolveError> {
-        self.vmas.at(hva).ok_or(ResolveError::NoVma(hva))?.peek(hva, access)
+        self.vmas
+            .at(hva)
+            .ok_or(ResolveError::NoVma(hva))?
+            .peek(hva, access)
     }
 }
 
 impl<L: Locks> fmt::Debug for View<'_, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.vmas.iter().map(Vma::described)).finish()
+        f.debug_list()
+            .entries(self.vmas.iter().map(Vma::described))
+            .finish()
     }
 }
 
@@ -44,8 +49,8 @@ impl<L: Locks> fmt::Debug for View<'_, L> {
 //    frames; a device's pages are taken only by `revoke`, under the device's lock, with a bracket
 //    for every extent from which `fault` and `peek` have shown anything since the last one.
 //    Splitting a frame or a VMA changes neither address nor permission. The end of the whole
-//    address space calls `release` before it frees a frame, and comes only when nobody can
-//    resolve any more, because whoever resolves has a handle.
+//    address space first unmaps everything, so that nothing resolves any more, and frees frames
+//    only after every notifier's `release` has returned.
 // 2. Frames are freed after `Bracket::end`, so nobody gets them before; they are taken out of the
 //    object, and replaced, only after `Bracket::begin`. That one frame is not handed out twice is
 //    a law of `Frames`.
@@ -57,7 +62,9 @@ unsafe impl<F: Frames, L: Locks> Host for AddressSpace<F, L> {
     type View<'a> = View<'a, L>;
 
     fn view(&self) -> View<'_, L> {
-        View { vmas: self.shared.vmas.read() }
+        View {
+            vmas: self.shared.vmas.read(),
+        }
     }
 
     fn fault(&self, hva: Hva, access: Access) -> Result<HostPage, ResolveError> {
@@ -76,7 +83,9 @@ unsafe impl<F: Frames, L: Locks> Host for AddressSpace<F, L> {
             Object::Linear(_) => vma.peek(hva, access),
             Object::Driver(mapping) => {
                 vma.check(hva, access)?;
-                mapping.fault(&vma.window, hva).map_err(|_| ResolveError::DeviceGone(hva))
+                mapping
+                    .fault(&vma.window, hva)
+                    .map_err(|_| ResolveError::DeviceGone(hva))
             }
         }
     }

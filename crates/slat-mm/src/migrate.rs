@@ -82,7 +82,10 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
         })?;
         let block = window
             .block(hva, size.bytes())
-            .ok_or(MigrateError::BlockOutsideVma { hva, vma: window.range })?;
+            .ok_or(MigrateError::BlockOutsideVma {
+                hva,
+                vma: window.range,
+            })?;
         let span = window.span(block);
         let frames = &self.shared.frames;
 
@@ -90,13 +93,22 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
         if !resident.any_in(&span) {
             return Err(MigrateError::NotResident(hva));
         }
-        let to = frames.allocate(size).ok_or(MigrateError::NoFrame { hva, size })?;
+        let to = frames
+            .allocate(size)
+            .ok_or(MigrateError::NoFrame { hva, size })?;
         bracket.begin(&self.shared.notifiers, reach(&resident, &window, block));
         // Only now that no guest writes any more may the contents be copied.
         let split = split_edges(&mut resident, &window, block);
         let old = resident.take(span.clone());
         let may_write = gather(&ram, frames, &old, span.start, to, size);
-        let moved = Placed { offset: span.start, frame: Frame { hpa: to, size, may_write } };
+        let moved = Placed {
+            offset: span.start,
+            frame: Frame {
+                hpa: to,
+                size,
+                may_write,
+            },
+        };
         let mut migrated = FrameCounts::default();
         let unplaced = resident.insert(moved, &mut migrated);
         bracket.end();
@@ -121,7 +133,9 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
             NoRam::Hole => SplitError::Hole(hva),
             NoRam::Device(range) => SplitError::Device(range),
         })?;
-        let block = window.block(hva, FrameSize::Huge.bytes()).ok_or(SplitError::NotHuge(hva))?;
+        let block = window
+            .block(hva, FrameSize::Huge.bytes())
+            .ok_or(SplitError::NotHuge(hva))?;
         let mut resident = ram.resident.lock();
         let placed = resident
             .around(window.offset_of(hva))

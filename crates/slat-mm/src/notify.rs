@@ -24,7 +24,12 @@ struct List {
 
 impl<L: Locks> Notifiers<L> {
     pub(crate) fn new() -> Self {
-        Self { list: L::Mutex::new(List { registered: Vec::new(), brackets: 0 }) }
+        Self {
+            list: L::Mutex::new(List {
+                registered: Vec::new(),
+                brackets: 0,
+            }),
+        }
     }
 
     pub(crate) fn register(&self, notifier: Weak<dyn Notifier>) {
@@ -53,7 +58,8 @@ impl<L: Locks> Notifiers<L> {
 
 impl List {
     fn upgrade(&mut self) -> Vec<Arc<dyn Notifier>> {
-        self.registered.retain(|notifier| notifier.strong_count() > 0);
+        self.registered
+            .retain(|notifier| notifier.strong_count() > 0);
         self.registered.iter().filter_map(Weak::upgrade).collect()
     }
 }

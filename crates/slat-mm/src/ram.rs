@@ -31,16 +31,29 @@ pub(crate) struct Ram<L: Locks> {
 
 impl<L: Locks> Ram<L> {
     pub(crate) fn new(source: Source) -> Self {
-        Self { source, resident: L::Mutex::new(Resident::default()) }
+        Self {
+            source,
+            resident: L::Mutex::new(Resident::default()),
+        }
     }
 
-    /// The page at `hva`, if it is there and an access like this needs nothing done first.
-    pub(crate) fn peek(&self, window: &Window, hva: Hva, access: Access) -> Option<HostPage> {
-        let placed = self.resident.lock().around(window.offset_of(hva))?;
+    /// The page at `hva`, or else the range in which an access like this needs something done
+    /// first.
+    pub(crate) fn peek(
+        &self,
+        window: &Window,
+        hva: Hva,
+        access: Access,
+    ) -> Result<HostPage, Option<HvaRange>> {
+        let offset = window.offset_of(hva);
+        let resident = self.resident.lock();
+        let Some(placed) = resident.around(offset) else {
+            return Err(window.seen(resident.gap(offset)));
+        };
         if access == Access::Write && !placed.frame.may_write {
-            return None;
+            return Err(window.seen(placed.offset..placed.end()));
         }
-        page(window, hva, placed)
+        page(window, hva, placed).ok_or(None)
     }
 
     /// The page at `hva`, brought there if need be. Counts what it brings in `brought`.
@@ -75,22 +88,21 @@ impl<L: Locks> Ram<L> {
         let mut at = span.start;
         while at < span.end {
             let found = self.resident.lock().around(at);
-            at = match found {
-                Some(placed) => placed.end(),
-                None => {
-                    let hva = Hva::new(part.start().raw() + (at - span.start));
-                    match self.prepare(window, hva, frames) {
-                        Ok(placed) => {
-                            fresh.push(placed);
-                            placed.end()
-                        }
-                        Err(none) => {
-                            free_all(frames, fresh);
-                            return Err(none);
-                        }
-                    }
+            if let Some(placed) = found {
+                at = placed.end();
+                continue;
+            }
+            let hva = Hva::new(part.start().raw() + (at - span.start));
+            match self.prepare(window, hva, frames) {
+                Ok(placed) => {
+                    fresh.push(placed);
+                    at = placed.end();
                 }
-            };
+                Err(none) => {
+                    free_all(frames, fresh);
+                    return Err(none);
+                }
+            }
         }
         Ok(fresh)
     }
@@ -108,12 +120,7 @@ impl<L: Locks> Ram<L> {
 
     /// A fresh frame for the page at `hva`: of 2 MiB if the block around lies in the VMA, nothing
     /// of it is resident, and there is one.
-    fn prepare<F: Frames>(
-        &self,
-        window: &Window,
-        hva: Hva,
-        frames: &F,
-    ) -> Result<Placed, NoFrame> {
+    fn prepare<F: Frames>(&self, window: &Window, hva: Hva, frames: &F) -> Result<Placed, NoFrame> {
         let vacant = |block: &HvaRange| !self.resident.lock().any_in(&window.span(*block));
         let block = window
             .block(hva, FrameSize::Huge.bytes())
@@ -125,12 +132,23 @@ impl<L: Locks> Ram<L> {
         });
         let base = || {
             let hpa = frames.allocate(FrameSize::Base)?;
-            Some((window.offset_of(hva.align_down(PAGE_SIZE)), FrameSize::Base, hpa))
+            Some((
+                window.offset_of(hva.align_down(PAGE_SIZE)),
+                FrameSize::Base,
+                hpa,
+            ))
         };
         let (offset, size, hpa) = huge.or_else(base).ok_or(NoFrame(hva))?;
         self.source.fill(frames, hpa, size, offset);
         let may_write = self.source.starts_writable();
-        Ok(Placed { offset, frame: Frame { hpa, size, may_write } })
+        Ok(Placed {
+            offset,
+            frame: Frame {
+                hpa,
+                size,
+                may_write,
+            },
+        })
     }
 }
 

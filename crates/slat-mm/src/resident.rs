@@ -26,7 +26,14 @@ impl Frame {
         (0..self.size.bytes() / PAGE_SIZE).map(move |index| {
             let distance = index * PAGE_SIZE;
             let hpa = Hpa::new(self.hpa.raw() + distance);
-            (distance, Self { hpa, size: FrameSize::Base, ..self })
+            (
+                distance,
+                Self {
+                    hpa,
+                    size: FrameSize::Base,
+                    ..self
+                },
+            )
         })
     }
 }
@@ -62,8 +69,23 @@ impl Resident {
     /// The frame that holds the byte at `offset`.
     pub(crate) fn around(&self, offset: u64) -> Option<Placed> {
         let (&start, &frame) = self.frames.range(..=offset).next_back()?;
-        let placed = Placed { offset: start, frame };
+        let placed = Placed {
+            offset: start,
+            frame,
+        };
         (offset < placed.end()).then_some(placed)
+    }
+
+    /// The bytes around `offset`, where nothing is resident, up to the next frames.
+    pub(crate) fn gap(&self, offset: u64) -> Range<u64> {
+        let before = self.frames.range(..=offset).next_back();
+        let start = before.map_or(0, |(start, frame)| start + frame.size.bytes());
+        let end = self
+            .frames
+            .range(offset..)
+            .next()
+            .map_or(u64::MAX, |(start, _)| *start);
+        start..end
     }
 
     /// Whether anything of `span` is resident.
@@ -82,8 +104,14 @@ impl Resident {
 
     /// Lets pages in `span` be written without another fault.
     pub(crate) fn allow_writes(&mut self, span: &Range<u64>) {
-        let first = self.around(span.start).map_or(span.start, |placed| placed.offset);
-        for frame in self.frames.range_mut(first..span.end).map(|(_, frame)| frame) {
+        let first = self
+            .around(span.start)
+            .map_or(span.start, |placed| placed.offset);
+        for frame in self
+            .frames
+            .range_mut(first..span.end)
+            .map(|(_, frame)| frame)
+        {
             frame.may_write = true;
         }
     }
@@ -98,7 +126,10 @@ impl Resident {
         }
         let mut left = Vec::new();
         for (distance, frame) in fresh.frame.pages() {
-            let page = Placed { offset: fresh.offset + distance, frame };
+            let page = Placed {
+                offset: fresh.offset + distance,
+                frame,
+            };
             if self.around(page.offset).is_some() {
                 left.push(page);
             } else {
@@ -146,7 +177,14 @@ mod tests {
     const HUGE: u64 = 0x20_0000;
 
     fn placed(offset: u64, hpa: u64, size: FrameSize) -> Placed {
-        Placed { offset, frame: Frame { hpa: Hpa::new(hpa), size, may_write: true } }
+        Placed {
+            offset,
+            frame: Frame {
+                hpa: Hpa::new(hpa),
+                size,
+                may_write: true,
+            },
+        }
     }
 
     #[test]
@@ -160,9 +198,15 @@ mod tests {
         assert!(!resident.split_at(HUGE + 0x5000), "split already");
         let page = resident.around(HUGE + 0x5fff).unwrap();
         assert_eq!(page, placed(HUGE + 0x5000, 0x4000_5000, FrameSize::Base));
-        assert_eq!(resident.count(0..4 * HUGE), FrameCounts { base: 512, huge: 0 });
+        assert_eq!(
+            resident.count(0..4 * HUGE),
+            FrameCounts { base: 512, huge: 0 }
+        );
         assert_eq!(resident.take(HUGE + 0x1000..HUGE + 0x3000).len(), 2);
-        assert_eq!(resident.count(0..4 * HUGE), FrameCounts { base: 510, huge: 0 });
+        assert_eq!(
+            resident.count(0..4 * HUGE),
+            FrameCounts { base: 510, huge: 0 }
+        );
     }
 
     #[test]
@@ -175,6 +219,9 @@ mod tests {
         assert_eq!(left, [placed(0x3000, 0x20_3000, FrameSize::Base)]);
         assert_eq!(added, FrameCounts { base: 512, huge: 0 });
         assert_eq!(resident.around(0x3000), Some(first));
-        assert_eq!(resident.around(0x4000), Some(placed(0x4000, 0x20_4000, FrameSize::Base)));
+        assert_eq!(
+            resident.around(0x4000),
+            Some(placed(0x4000, 0x20_4000, FrameSize::Base))
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use slat_table::address::{Hpa, PAGE_SIZE};
+use slat_table::address::Hpa;
 
 use crate::frames::{FrameSize, Frames};
 
@@ -31,8 +31,11 @@ impl Source {
     pub(crate) fn fill<F: Frames>(&self, frames: &F, frame: Hpa, size: FrameSize, offset: u64) {
         frames.zero(frame, size);
         let bytes = self.bytes_from(offset);
-        for (page, bytes) in pages_of(size).zip(bytes.chunks(page_bytes())) {
-            frames.write(Hpa::new(frame.raw() + page), bytes);
+        let end = usize::try_from(size.bytes())
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        if end > 0 {
+            frames.write(frame, &bytes[..end]);
         }
     }
 
@@ -47,17 +50,10 @@ impl Source {
     fn bytes_from(&self, offset: u64) -> &[u8] {
         match self {
             Self::Zero => &[],
-            Self::Image(image) => {
-                usize::try_from(offset).ok().and_then(|offset| image.get(offset..)).unwrap_or(&[])
-            }
+            Self::Image(image) => usize::try_from(offset)
+                .ok()
+                .and_then(|offset| image.get(offset..))
+                .unwrap_or(&[]),
         }
     }
-}
-
-fn pages_of(size: FrameSize) -> impl Iterator<Item = u64> {
-    (0..size.bytes()).step_by(page_bytes())
-}
-
-const fn page_bytes() -> usize {
-    PAGE_SIZE as usize
 }

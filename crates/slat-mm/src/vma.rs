@@ -64,7 +64,12 @@ impl<L: Locks> Vma<L> {
             Object::Driver(mapping) => (PageKind::Pfnmap, mapping.linear().memory),
         };
         let writable = self.window.protection.is_writable();
-        host::Vma { range: self.range(), writable, kind, memory }
+        host::Vma {
+            range: self.range(),
+            writable,
+            kind,
+            memory,
+        }
     }
 
     /// The page at `hva`, if nothing has to be done for an access like this.
@@ -72,10 +77,10 @@ impl<L: Locks> Vma<L> {
         self.check(hva, access)?;
         let page = match &self.object {
             Object::Ram(ram) => ram.peek(&self.window, hva, access),
-            Object::Linear(linear) => linear.page(&self.window, hva, self.range()),
+            Object::Linear(linear) => linear.page(&self.window, hva, self.range()).ok_or(None),
             Object::Driver(mapping) => mapping.peek(&self.window, hva),
         };
-        page.ok_or(ResolveError::NotPresent(hva))
+        page.map_err(|absent| ResolveError::NotPresent(absent.unwrap_or(self.range())))
     }
 
     /// Whether an access like this is permitted.
@@ -99,13 +104,18 @@ impl<L: Locks> Vma<L> {
 
 /// All mappings of an address space. They never overlap.
 pub(crate) struct Vmas<L: Locks> {
+    /// Whether the address space has been released: nothing is mapped any more, for good.
+    pub(crate) released: bool,
     // By first address.
     tree: BTreeMap<Hva, Vma<L>>,
 }
 
 impl<L: Locks> Vmas<L> {
     pub(crate) fn new() -> Self {
-        Self { tree: BTreeMap::new() }
+        Self {
+            released: false,
+            tree: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Vma<L>> {
@@ -120,12 +130,15 @@ impl<L: Locks> Vmas<L> {
 
     /// The VMA with the lowest addresses that ends after `hva`.
     pub(crate) fn find(&self, hva: Hva) -> Option<&Vma<L>> {
-        self.at(hva).or_else(|| self.tree.range(hva..).next().map(|(_, vma)| vma))
+        self.at(hva)
+            .or_else(|| self.tree.range(hva..).next().map(|(_, vma)| vma))
     }
 
     /// The VMAs that share pages with `range`, each with what it shares, in order.
     pub(crate) fn parts(&self, range: HvaRange) -> impl Iterator<Item = (&Vma<L>, HvaRange)> {
-        let first = self.at(range.start()).map_or(range.start(), |vma| vma.range().start());
+        let first = self
+            .at(range.start())
+            .map_or(range.start(), |vma| vma.range().start());
         self.tree
             .range(first..range.end())
             .filter_map(move |(_, vma)| Some((vma, vma.range().intersection(&range)?)))
@@ -161,14 +174,25 @@ impl<L: Locks> Vmas<L> {
     /// Removes all that is in `range`, and returns it.
     pub(crate) fn remove(&mut self, range: HvaRange) -> Vec<Vma<L>> {
         self.isolate(range);
-        let gone = self.tree.extract_if(range.start()..range.end(), |_, _| true);
+        let gone = self
+            .tree
+            .extract_if(range.start()..range.end(), |_, _| true);
         gone.map(|(_, vma)| vma).collect()
+    }
+
+    /// Removes everything for good, and returns it.
+    pub(crate) fn release(&mut self) -> Vec<Vma<L>> {
+        self.released = true;
+        core::mem::take(&mut self.tree).into_values().collect()
     }
 
     /// Merges VMAs that go on from each other, at the edges of `range` and inside.
     pub(crate) fn merge_around(&mut self, range: HvaRange) {
-        let starts: Vec<Hva> =
-            self.tree.range(range.start()..=range.end()).map(|(start, _)| *start).collect();
+        let starts: Vec<Hva> = self
+            .tree
+            .range(range.start()..=range.end())
+            .map(|(start, _)| *start)
+            .collect();
         for start in starts {
             self.merge_at(start);
         }
@@ -176,12 +200,18 @@ impl<L: Locks> Vmas<L> {
 
     /// Merges the VMA that starts at `start` with the one before it, if they go on.
     fn merge_at(&mut self, start: Hva) {
-        let Some(next) = self.tree.get(&start) else { return };
-        let Some((_, before)) = self.tree.range(..start).next_back() else { return };
+        let Some(next) = self.tree.get(&start) else {
+            return;
+        };
+        let Some((_, before)) = self.tree.range(..start).next_back() else {
+            return;
+        };
         if !before.object.is_same(&next.object) {
             return;
         }
-        let Some(joined) = before.window.joined(&next.window) else { return };
+        let Some(joined) = before.window.joined(&next.window) else {
+            return;
+        };
         self.tree.remove(&start);
         if let Some(before) = self.tree.get_mut(&joined.range.start()) {
             before.window = joined;
@@ -200,9 +230,14 @@ impl<L: Locks> Vmas<L> {
         let object = vma.object.clone();
         let before = HvaRange::between(whole.range.start(), hva);
         let after = HvaRange::between(hva, whole.range.end());
-        let (Some(before), Some(after)) = (before, after) else { return };
+        let (Some(before), Some(after)) = (before, after) else {
+            return;
+        };
         for part in [before, after] {
-            let vma = Vma { window: whole.narrowed(part), object: object.clone() };
+            let vma = Vma {
+                window: whole.narrowed(part),
+                object: object.clone(),
+            };
             self.tree.insert(part.start(), vma);
         }
     }

@@ -47,6 +47,14 @@ impl Window {
         start..start + part.bytes()
     }
 
+    /// Where the bytes of the object in `span` are seen, as far as they are.
+    pub(crate) fn seen(&self, span: Range<u64>) -> Option<HvaRange> {
+        let end = self.offset + self.range.bytes();
+        let distance = |offset: u64| offset.clamp(self.offset, end) - self.offset;
+        let at = |offset| self.range.start().checked_add(distance(offset));
+        HvaRange::between(at(span.start)?, at(span.end)?)
+    }
+
     /// The naturally aligned block of `bytes` bytes around `hva`, if all of it is in the range.
     pub(crate) fn block(&self, hva: Hva, bytes: u64) -> Option<HvaRange> {
         HvaRange::block_around(hva, bytes).filter(|block| self.range.covers(block))
@@ -54,7 +62,11 @@ impl Window {
 
     /// The same window, with only `part` of its range.
     pub(crate) fn narrowed(&self, part: HvaRange) -> Self {
-        Self { range: part, offset: self.offset_of(part.start()), ..*self }
+        Self {
+            range: part,
+            offset: self.offset_of(part.start()),
+            ..*self
+        }
     }
 
     /// Both windows as one, if `next` goes on where this one ends.
@@ -62,6 +74,9 @@ impl Window {
         let goes_on = self.range.end() == next.range.start()
             && self.offset + self.range.bytes() == next.offset
             && self.protection == next.protection;
-        goes_on.then(|| Self { range: self.range.hull(&next.range), ..*self })
+        goes_on.then(|| Self {
+            range: self.range.hull(&next.range),
+            ..*self
+        })
     }
 }
