@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use dtoolkit::error::{PropertyError, StandardError};
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::{NodeStandard as _, Status};
-use dtoolkit::{Node as _, Property as _};
+use dtoolkit::{Node as _, Property as _, ToCellInt as _};
 use thiserror::Error;
 
 use crate::span::Span;
@@ -27,6 +27,9 @@ const GIC: &str = "arm,gic-v3";
 /// The PCI host bridge whose configuration space is plain memory.
 const PCI: &str = "pci-host-ecam-generic";
 
+/// The timers that every CPU has.
+const TIMER: &str = "arm,armv8-timer";
+
 /// The machine that the hypervisor runs on. All addresses are host-physical.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,6 +42,8 @@ pub struct Machine {
     pub reserved: Vec<Span>,
     /// What may be given to the guest, in order of address.
     pub devices: Vec<Device>,
+    /// The private interrupt (0 to 15) of the EL2 physical timer.
+    pub hypervisor_timer: Option<u32>,
     /// The guest's kernel.
     pub kernel: Module,
     /// The guest's initial RAM disk.
@@ -97,7 +102,7 @@ impl Machine {
         let chosen = root
             .child("chosen")
             .ok_or(MachineError::Missing("/chosen node"))?;
-        let kernel = module(chosen, "multiboot,kernel")?.ok_or(MachineError::Missing(
+        let kernel = module(root, "multiboot,kernel")?.ok_or(MachineError::Missing(
             "guest kernel (a module of a guest-loader)",
         ))?;
         let mut machine = Self {
@@ -105,8 +110,9 @@ impl Machine {
             ram: Vec::new(),
             reserved: Vec::new(),
             devices: Vec::new(),
+            hypervisor_timer: None,
             kernel,
-            ramdisk: module(chosen, "multiboot,ramdisk")?,
+            ramdisk: module(root, "multiboot,ramdisk")?,
         };
         for reservation in tree.memory_reservations() {
             let (start, size) = (reservation.address(), reservation.size());
@@ -163,6 +169,8 @@ impl Machine {
                 self.add_device("pci config", span);
             }
             self.add_pci_windows(node)?;
+        } else if node.is_compatible(TIMER) {
+            self.hypervisor_timer = hypervisor_timer(node)?;
         } else {
             for (compatible, name) in PASSED_THROUGH {
                 if node.is_compatible(compatible) {
@@ -240,13 +248,49 @@ fn regions_of_redistributors(gic: &FdtNode<'_>) -> usize {
         .map_or(1, |count| count as usize)
 }
 
+/// The EL2 physical timer's interrupt: the fourth of the timer node (Linux,
+/// `Documentation/devicetree/bindings/timer/arm,arch_timer.yaml`), if it is a private one.
+fn hypervisor_timer(node: FdtNode<'_>) -> Result<Option<u32>, MachineError> {
+    let Some(interrupts) = node.property("interrupts") else {
+        return Ok(None);
+    };
+    let error = |error: StandardError| property_error(&node, error);
+    let mut interrupts = interrupts
+        .as_prop_encoded_array([1, 1, 1])
+        .map_err(|cause| error(cause.into()))?;
+    let Some([kind, number, _]) = interrupts.nth(3) else {
+        return Ok(None);
+    };
+    let is_private = kind.to_int::<u32>().map_err(error)? == 1;
+    let number = number.to_int::<u32>().map_err(error)?;
+    Ok((is_private && number < 16).then_some(number))
+}
+
 /// The module of this kind among those that the machine's loader left in `/chosen`.
-fn module(chosen: FdtNode<'_>, kind: &str) -> Result<Option<Module>, MachineError> {
+fn module(root: FdtNode<'_>, kind: &str) -> Result<Option<Module>, MachineError> {
+    let chosen = root
+        .child("chosen")
+        .ok_or(MachineError::Missing("/chosen node"))?;
     let Some(node) = chosen.children().find(|node| node.is_compatible(kind)) else {
         return Ok(None);
     };
-    let span = registers(node)?.into_iter().next();
-    let span = span.ok_or(MachineError::Missing("address of a guest-loader's module"))?;
+    // QEMU's guest-loader writes addresses as the root has them and does not say so in `/chosen`.
+    let cells = if chosen.property("#address-cells").is_some() {
+        chosen
+    } else {
+        root
+    };
+    let cells = cells.address_space();
+    let error = |error: StandardError| property_error(&node, error);
+    let missing = MachineError::Missing("address of a guest-loader's module");
+    let reg = node.property("reg").ok_or_else(|| missing.clone())?;
+    let reg = reg
+        .as_prop_encoded_array([cells.address_cells as usize, cells.size_cells as usize])
+        .map_err(|cause| error(cause.into()))?
+        .next();
+    let [start, size] = reg.ok_or(missing)?;
+    let start = start.to_int().map_err(error)?;
+    let span = new_span(&node, start, size.to_int().map_err(error)?)?;
     Ok(Some(Module {
         span,
         arguments: text(node, "bootargs")?,
@@ -302,6 +346,7 @@ mod tests {
         let blob = MachineTree::default().build();
         let machine = Machine::read(&Fdt::new(&blob).expect("valid")).expect("complete");
         assert_eq!(machine.options, "memory=64M");
+        assert_eq!(machine.hypervisor_timer, Some(10));
         assert_eq!(machine.ram, [span(0x4000_0000, 0x4000_0000)]);
         assert_eq!(machine.kernel.span, span(0x5000_0000, 0x19a_0000));
         assert_eq!(machine.kernel.arguments, "console=ttyAMA0");

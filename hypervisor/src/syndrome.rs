@@ -121,20 +121,23 @@ impl Exit {
 impl Abort {
     const fn decode(esr: u64, fetch: bool) -> Self {
         let table_walk = esr & S1PTW != 0;
-        let access = if esr & WNR != 0 && !fetch && (esr & CM == 0 || table_walk) {
-            AccessKind::Write
-        } else if fetch && !table_walk {
-            AccessKind::Fetch
-        } else {
-            // A cache maintenance instruction by address reports WnR, but reading is all the
-            // permission that it needs at stage 2 (DDI 0487, section D8.16.3).
-            AccessKind::Read
-        };
         let cause = match esr & 0x3f {
             0b00_0100..=0b00_0111 => Cause::Translation,
             0b00_1000..=0b00_1011 => Cause::AccessFlag,
             0b00_1100..=0b00_1111 => Cause::Permission,
             other => Cause::Other(other),
+        };
+        // A walk that was let read and was stopped nevertheless was about to update an entry. A
+        // cache maintenance instruction by address reports WnR, but reading is all that it needs
+        // at stage 2 (DDI 0487, section D8.16.3).
+        let update = table_walk && matches!(cause, Cause::Permission);
+        let store = !fetch && !table_walk && esr & WNR != 0 && esr & CM == 0;
+        let access = if update || store {
+            AccessKind::Write
+        } else if fetch && !table_walk {
+            AccessKind::Fetch
+        } else {
+            AccessKind::Read
         };
         Self {
             access,
@@ -215,7 +218,7 @@ impl Injection {
     }
 }
 
-/// `M` of an `SPSR`: the exception level and stack pointer, or the AArch32 mode.
+/// `M` of an `SPSR`: exception level and stack pointer, or the mode of a 32-bit program.
 const MODE: u64 = 0b1_1111;
 const MODE_EL1_SP0: u64 = 0b0_0100;
 const MODE_EL1_SPX: u64 = 0b0_0101;
@@ -311,7 +314,8 @@ mod tests {
         assert_eq!(abort(0x8200_0007).access, AccessKind::Fetch);
         let walk = abort(0x8200_0087);
         assert_eq!((walk.access, walk.table_walk), (AccessKind::Read, true));
-        assert_eq!(abort(0x9200_00c7).access, AccessKind::Write);
+        let update = abort(0x9200_00cf);
+        assert_eq!((update.access, update.table_walk), (AccessKind::Write, true));
     }
 
     #[test]

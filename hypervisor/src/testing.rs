@@ -55,7 +55,13 @@ impl MachineTree {
             "arm,pl061",
             &[(0x903_0000, 0x1000)],
         ));
-        root.add_child(device("timer", "arm,armv8-timer", &[]));
+        let mut timer = device("timer", "arm,armv8-timer", &[]);
+        set(
+            &mut timer,
+            "interrupts",
+            cells(&[1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4]),
+        );
+        root.add_child(timer);
         if let Some(status) = self.second_uart {
             let mut uart = device("pl011@9040000", "arm,pl011", &[(0x904_0000, 0x1000)]);
             set(&mut uart, "status", [status.as_bytes(), b"\0"].concat());
@@ -84,8 +90,6 @@ impl MachineTree {
 
     fn chosen(&self) -> DeviceTreeNode {
         let mut chosen = DeviceTreeNode::new_unchecked("chosen");
-        set(&mut chosen, "#address-cells", cells(&[2]));
-        set(&mut chosen, "#size-cells", cells(&[2]));
         set(&mut chosen, "bootargs", b"memory=64M\0".to_vec());
         set(&mut chosen, "stdout-path", b"/pl011@9000000\0".to_vec());
         if self.kernel {
