@@ -76,16 +76,24 @@ impl Geometry {
     ///
     /// # Errors
     ///
-    /// `None` if there are no levels, more than [`MAX_LEVELS`], or their index bits do not add up.
+    /// `None` if there are no levels, more than [`MAX_LEVELS`], their index bits do not add up, a
+    /// table is too small for its entries, or the tree maps 64 bits or more.
     pub fn new(shapes: &[LevelShape], address_bits: u8) -> Option<Self> {
         let last = shapes.last()?;
-        if shapes.len() > MAX_LEVELS || last.shift + last.index_bits < address_bits {
+        let maps = |shape: &LevelShape| u32::from(shape.shift) + u32::from(shape.index_bits);
+        // The end of the last page must be a number too.
+        let widest = 63;
+        if shapes.len() > MAX_LEVELS || !(u32::from(address_bits)..=widest).contains(&maps(last)) {
             return None;
         }
         if shapes
             .windows(2)
-            .any(|pair| pair[0].shift + pair[0].index_bits != pair[1].shift)
+            .any(|pair| maps(&pair[0]) != u32::from(pair[1].shift))
         {
+            return None;
+        }
+        let fits = |shape: &LevelShape| u64::from(shape.table_bytes) >> shape.index_bits >= 8;
+        if !shapes.iter().all(fits) {
             return None;
         }
         let mut levels = [*last; MAX_LEVELS];
@@ -194,5 +202,66 @@ impl Geometry {
             bytes += tables * u64::from(self.shape(level).table_bytes);
         }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(shift: u8, index_bits: u8) -> LevelShape {
+        LevelShape {
+            shift,
+            index_bits,
+            table_bytes: 8u32.checked_shl(index_bits.into()).unwrap_or(0),
+            leaf: true,
+        }
+    }
+
+    #[test]
+    fn levels_must_fit_together() {
+        let two = [shape(12, 9), shape(21, 11)];
+        assert!(Geometry::new(&two, 32).is_some());
+        assert_eq!(Geometry::new(&two, 33), None, "more than the root maps");
+        assert_eq!(Geometry::new(&[], 32), None);
+        assert_eq!(
+            Geometry::new(&[shape(12, 9), shape(20, 12)], 32),
+            None,
+            "they overlap"
+        );
+        assert_eq!(Geometry::new(&[shape(12, 9); 6], 21), None, "too many");
+        assert_eq!(Geometry::new(&[shape(200, 100)], 40), None);
+        assert_eq!(
+            Geometry::new(&[shape(12, 52)], 40),
+            None,
+            "the end of 64 bits is no number"
+        );
+        let small = LevelShape {
+            table_bytes: 2048,
+            ..shape(12, 9)
+        };
+        assert_eq!(Geometry::new(&[small], 21), None, "entries do not fit");
+    }
+
+    #[test]
+    fn the_fewest_tables_are_counted_once_each() {
+        let levels = [shape(12, 9), shape(21, 9), shape(30, 9)];
+        let geometry = Geometry::new(&levels, 39).unwrap();
+        let range = |start, bytes| GpaRange::new(Gpa::new(start), bytes).unwrap();
+        let (mib2, gib) = (Level::new(1), Level::new(2));
+        assert_eq!(geometry.minimum_table_bytes(&[]), 4096);
+        let one_page = [(range(0x1000, 0x1000), Level::PAGE)];
+        assert_eq!(geometry.minimum_table_bytes(&one_page), 3 * 4096);
+        let mixed = [
+            (range(0, 0x1000), Level::PAGE),
+            (range(0x5000, 0x1000), Level::PAGE),
+            (range(1 << 21, 1 << 21), mib2),
+            (range(3 << 21, 0x1000), Level::PAGE),
+            (range(1 << 30, 1 << 30), gib),
+        ];
+        // Root, one table of 2 MiB entries, two of pages.
+        assert_eq!(geometry.minimum_table_bytes(&mixed), 4 * 4096);
+        let across = [(range((1 << 30) - 0x1000, 0x2000), Level::PAGE)];
+        assert_eq!(geometry.minimum_table_bytes(&across), 5 * 4096);
     }
 }

@@ -113,7 +113,10 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         let mut wide: Option<GpaRange> = None;
         let mut rest = self.table.within_address_width(range);
         while let Some(todo) = rest {
-            let can_detach = flush.make_room_for_table();
+            // Only what covers a span can cover a table.
+            let span = self.table.span(todo.start());
+            let can_detach =
+                span.is_some_and(|span| todo.covers(&span)) && flush.make_room_for_table();
             let unmapping = Unmapping {
                 todo,
                 wide,
@@ -188,7 +191,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
             return Step::Wider(block);
         }
         if F::is_table(place.level, place.raw) {
-            self.table.store(place.entry, F::empty(place.level));
+            self.table.swap(place.entry, F::empty(place.level));
             if let Some(below) = place.level.down() {
                 flush.detach(
                     F::address(self.table.features(), place.level, place.raw),
@@ -386,6 +389,9 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
     /// not cover them whole leaves behind.
     pub fn prune(&mut self, range: &GpaRange) -> Flush<'_, F, P> {
         let mut flush = Flush::new(self.table);
+        let Some(range) = self.table.within_address_width(range) else {
+            return flush;
+        };
         let last = Gpa::new(range.end().raw() - 1);
         for edge in [range.start(), last] {
             for below in self.table.geometry().levels_below_root() {
@@ -414,7 +420,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         let mut entries = 0..self.table.entries(below);
         let in_use = |index| !F::is_empty(below, self.table.load(entry_address(child, index)));
         if !entries.any(in_use) {
-            self.table.store(place.entry, F::empty(level));
+            self.table.swap(place.entry, F::empty(level));
             flush.detach(child, below, block);
         }
     }

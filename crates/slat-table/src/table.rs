@@ -77,8 +77,8 @@ pub enum LeavesError {
     /// The format cannot express them.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// The range is not whole entries of the level, does not lie in one table, or lies beyond
-    /// the guest's address width.
+    /// The range is not whole entries of the level, does not lie in one table, lies beyond the
+    /// guest's address width, or its host addresses cannot be counted through in one go.
     #[error("{range} is not a run of entries of one table of level {}", level.index())]
     NotARun {
         /// The range asked for.
@@ -225,11 +225,38 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if !self.geometry.shape(level).leaf {
             return Err(EncodeError::NoLeaf(level).into());
         }
+        let first = F::leaf(&self.features, level, hpa, attributes)?;
+        if range.bytes() > bytes {
+            self.check_last(&range, hpa, level, attributes, first)?;
+        }
         Ok(Leaves {
             range,
             level,
-            first: F::leaf(&self.features, level, hpa, attributes)?,
+            first,
         })
+    }
+
+    /// Checks that the last leaf of a run can be encoded, and is what stepping from the first
+    /// leads to: an address field in pieces does not carry from one into the other.
+    fn check_last(
+        &self,
+        range: &GpaRange,
+        hpa: Hpa,
+        level: Level,
+        attributes: Attributes,
+        first: u64,
+    ) -> Result<(), LeavesError> {
+        let shift = self.geometry.shape(level).shift;
+        let steps = (range.bytes() >> shift) - 1;
+        let offset = steps << shift;
+        let not_a_run = LeavesError::NotARun {
+            range: *range,
+            level,
+        };
+        let last = hpa.checked_add(offset).ok_or(not_a_run)?;
+        let encoded = F::leaf(&self.features, level, last, attributes)?;
+        let stepped = first.wrapping_add(steps.wrapping_mul(F::leaf_step(level)));
+        (encoded == stepped).then_some(()).ok_or(not_a_run)
     }
 
     /// Holds the stripes of all spans that `range` touches.
@@ -258,8 +285,15 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
     }
 
+    /// The part of `range` inside the guest's address width, with pages that it touches in part
+    /// (where the format's are larger than 4 KiB) taken in whole.
     pub(crate) fn within_address_width(&self, range: &GpaRange) -> Option<GpaRange> {
-        range.intersection(&self.all_addresses()?)
+        let part = range.intersection(&self.all_addresses()?)?;
+        let first = self.geometry.block(Level::PAGE, part.start())?;
+        let last = self
+            .geometry
+            .block(Level::PAGE, Gpa::new(part.end().raw() - 1))?;
+        Some(first.hull(&last))
     }
 
     fn all_addresses(&self) -> Option<GpaRange> {
@@ -445,7 +479,9 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
         leaves: &Leaves,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Installed, NoTableReady> {
-        debug_assert!(self.covers(leaves), "installing outside the held stripes");
+        if !self.covers(leaves) {
+            return Err(NoTableReady(leaves.level));
+        }
         let place = self.descend_making_tables(leaves.range.start(), leaves.level, tables)?;
         if place.level != leaves.level {
             return Ok(self.under_larger_leaf(leaves, &place));
@@ -508,6 +544,7 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
             let union = Attributes {
                 permissions: old.permissions.union(attributes.permissions),
                 accessed: old.accessed || attributes.accessed,
+                dirty: old.dirty || attributes.dirty,
                 ..old
             };
             if union == old {

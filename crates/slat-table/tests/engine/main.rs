@@ -1,0 +1,10 @@
+//! The engine: what the tree says, what the hardware may still believe, and what memory is freed
+//! when.
+
+mod cases;
+mod failures;
+mod model;
+mod observer;
+mod properties;
+mod setup;
+mod threads;

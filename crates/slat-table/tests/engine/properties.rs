@@ -1,0 +1,626 @@
+//! Random sequences of operations against the model, watched by the observer.
+
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+
+use slat_table::address::{GpaRange, Hpa};
+use slat_table::attributes::Attributes;
+use slat_table::cache::TableCache;
+use slat_table::format::arm64::Arm64;
+use slat_table::geometry::Level;
+use slat_table::restriction::PartialBlock;
+use slat_table::table::Installed;
+
+use crate::model::{Leaf, Model};
+use crate::observer::Observer;
+use crate::setup::{
+    Cache, DEVICE, FEATURES, GIB, MIB, Machine, PAGE, RAM, ROM, Table, gpa, hpa, new_table, range,
+};
+
+/// An operation, with places given relative to what makes trouble: block boundaries.
+#[derive(Clone, Debug)]
+enum Operation {
+    Install {
+        place: Place,
+        level: u8,
+        count: u64,
+        target: u64,
+        attributes: usize,
+    },
+    Unmap {
+        place: Place,
+        length: Length,
+        split: bool,
+    },
+    Split {
+        place: Place,
+        length: Length,
+        to: u8,
+    },
+    Age {
+        place: Place,
+        length: Length,
+    },
+    Prune {
+        place: Place,
+        length: Length,
+    },
+}
+
+/// A page near one of the anchors.
+#[derive(Clone, Debug)]
+struct Place {
+    anchor: usize,
+    pages: i64,
+}
+
+/// A length: so many pages more or less than a page, a block, or everything.
+#[derive(Clone, Debug)]
+struct Length {
+    unit: usize,
+    pages: u64,
+}
+
+const ANCHORS: usize = 7;
+const UNITS: [u64; 4] = [0, 2 * MIB, GIB, 1 << 50];
+
+/// Guest addresses at which blocks of every size meet, for a table of so many address bits.
+fn anchors(bits: u8) -> [u64; ANCHORS] {
+    let end = 1u64 << bits;
+    [
+        0,
+        2 * MIB,
+        GIB,
+        GIB + 6 * MIB,
+        2 * GIB,
+        end - GIB,
+        end - 2 * MIB,
+    ]
+}
+
+fn kinds() -> [Attributes; 5] {
+    let old = Attributes {
+        accessed: false,
+        ..RAM
+    };
+    let marked = Attributes { software: 5, ..ROM };
+    [RAM, ROM, DEVICE, old, marked]
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    (0..ANCHORS, -6i64..7).prop_map(|(anchor, pages)| Place { anchor, pages })
+}
+
+fn length() -> impl Strategy<Value = Length> {
+    (
+        prop_oneof![4 => Just(0usize), 3 => Just(1), 2 => Just(2), 1 => Just(3)],
+        1u64..12,
+    )
+        .prop_map(|(unit, pages)| Length { unit, pages })
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let install = (place(), 0u8..3, 1u64..9, 0u64..2, 0..5usize).prop_map(
+        |(place, level, count, target, attributes)| Operation::Install {
+            place,
+            level,
+            count,
+            target,
+            attributes,
+        },
+    );
+    let unmap =
+        (place(), length(), any::<bool>()).prop_map(|(place, length, split)| Operation::Unmap {
+            place,
+            length,
+            split,
+        });
+    let split = (place(), length(), 0u8..3).prop_map(|(place, length, to)| Operation::Split {
+        place,
+        length,
+        to,
+    });
+    let age = (place(), length()).prop_map(|(place, length)| Operation::Age { place, length });
+    let prune = (place(), length()).prop_map(|(place, length)| Operation::Prune { place, length });
+    prop_oneof![8 => install, 5 => unmap, 2 => split, 2 => age, 1 => prune]
+}
+
+/// Which allocation of an operation fails, if any.
+fn failure() -> impl Strategy<Value = Option<u64>> {
+    prop_oneof![2 => Just(None), 1 => (0u64..5).prop_map(Some)]
+}
+
+struct Driver {
+    machine: Machine,
+    table: Table,
+    observer: Observer<Arm64>,
+    model: Model,
+    anchors: [u64; ANCHORS],
+    probes: Vec<u64>,
+    /// Every removal is followed by a pruning, so that tables are as few as they can be.
+    tidy: bool,
+}
+
+impl Driver {
+    fn new(bits: u8, stripes: usize, tidy: bool) -> Self {
+        let machine = Machine::new();
+        machine.record();
+        let table = new_table(&machine, bits, stripes);
+        let geometry = *table.geometry();
+        let anchors = anchors(bits);
+        let probes = anchors
+            .iter()
+            .flat_map(|anchor| {
+                let near = (-3i64..4).map(|pages| anchor.checked_add_signed(pages << 12));
+                near.chain([Some(anchor + MIB), Some(anchor + 2 * MIB - 4096)])
+            })
+            .flatten()
+            .collect();
+        Self {
+            observer: Observer::new(FEATURES, geometry),
+            model: Model::new(geometry),
+            machine,
+            table,
+            anchors,
+            probes,
+            tidy,
+        }
+    }
+
+    fn start(&self, place: &Place) -> u64 {
+        self.anchors[place.anchor]
+            .checked_add_signed(place.pages << 12)
+            .unwrap_or(0)
+    }
+
+    /// A range that may reach beyond the guest's address width.
+    fn range(&self, place: &Place, length: &Length) -> GpaRange {
+        let pages = if length.unit == 0 {
+            length.pages
+        } else {
+            length.pages - 6.min(length.pages)
+        };
+        range(
+            self.start(place),
+            (UNITS[length.unit] + (pages << 12)).max(4096),
+        )
+    }
+
+    fn run(&mut self, operation: &Operation, failure: Option<u64>) {
+        let before: Vec<_> = self
+            .probes
+            .iter()
+            .map(|&probe| self.observer.walk(probe))
+            .collect();
+        if let Some(skip) = failure {
+            self.machine.fail_allocation(skip);
+        }
+        match operation {
+            Operation::Install {
+                place,
+                level,
+                count,
+                target,
+                attributes,
+            } => {
+                let start = self.start(place);
+                self.install(
+                    start,
+                    Level::new(*level),
+                    *count,
+                    *target,
+                    kinds()[*attributes],
+                );
+            }
+            Operation::Unmap {
+                place,
+                length,
+                split,
+            } => {
+                let range = self.range(place, length);
+                self.unmap(&range, *split, failure.is_some());
+            }
+            Operation::Split { place, length, to } => {
+                let range = self.range(place, length);
+                // Splitting a gigabyte into pages is right but slow to check.
+                let to = if range.bytes() > 4 * MIB {
+                    (*to).max(1)
+                } else {
+                    *to
+                };
+                self.split(&range, Level::new(to), failure.is_some());
+            }
+            Operation::Age { place, length } => self.age(&self.range(place, length)),
+            Operation::Prune { place, length } => {
+                let range = self.range(place, length);
+                drop(self.table.restrict(&range).prune(&range));
+            }
+        }
+        self.machine.allow_allocations();
+        self.watch(&before);
+        self.compare();
+    }
+
+    fn install(
+        &mut self,
+        near: u64,
+        level: Level,
+        count: u64,
+        target: u64,
+        attributes: Attributes,
+    ) {
+        let geometry = *self.table.geometry();
+        if level > geometry.root() {
+            return;
+        }
+        let bytes = geometry.entry_bytes(level);
+        let start = near & !(bytes - 1);
+        let end_of_table = (start | (geometry.table_maps(level) - 1)) + 1;
+        let wanted = range(start, (bytes * count).min(end_of_table - start));
+        let to = start % (1 << 40) + (target + 1) * (1 << 41);
+        loop {
+            let Some(installed) = self.try_install(&wanted, to, level, attributes) else {
+                return;
+            };
+            let expected = self.expect(&wanted, to, level, attributes);
+            let Some(conflict) = installed.conflict else {
+                assert_eq!(installed, expected);
+                self.accept(&wanted, to, level, attributes);
+                return;
+            };
+            let empty_table =
+                !self.tidy && level > PAGE && self.model.touching(&conflict).is_empty();
+            assert!(
+                empty_table || installed == expected,
+                "{installed:?}, not {expected:?}"
+            );
+            let mut restriction = self.table.restrict(&conflict);
+            drop(restriction.unmap(&conflict, PartialBlock::Drop));
+            drop(restriction);
+            // What stood before the conflict has been installed already.
+            if let Some(done) = GpaRange::between(wanted.start(), conflict.start()) {
+                self.accept(&done, to, level, attributes);
+            }
+            self.model.drop_touching(&conflict);
+        }
+    }
+
+    fn try_install(
+        &self,
+        wanted: &GpaRange,
+        to: u64,
+        level: Level,
+        attributes: Attributes,
+    ) -> Option<Installed> {
+        let mut cache = TableCache::new(&self.table);
+        cache.fill().ok()?;
+        let leaves = self
+            .table
+            .leaves(*wanted, hpa(to), level, attributes)
+            .expect("a run");
+        let snapshot = self.table.snapshot(wanted);
+        let mut hold = self.table.hold(wanted);
+        assert!(hold.is_current(&snapshot));
+        let installed = hold.install(&leaves, &mut cache).expect("a full cache");
+        drop(hold);
+        self.table.settle(&installed, *wanted);
+        Some(installed)
+    }
+
+    /// What an installation over the model's leaves must report.
+    fn expect(
+        &self,
+        wanted: &GpaRange,
+        to: u64,
+        level: Level,
+        attributes: Attributes,
+    ) -> Installed {
+        let bytes = self.model.geometry.entry_bytes(level);
+        let mut expected = Installed::default();
+        for start in (wanted.start().raw()..wanted.end().raw()).step_by(bytes.try_into().unwrap()) {
+            let block = range(start, bytes);
+            let to = to + (start - wanted.start().raw());
+            let Some(&first) = self.model.touching(&block).first() else {
+                expected.new += 1;
+                continue;
+            };
+            let old = self.model.leaves[&first];
+            let union = extended(old, attributes);
+            let same = old.level >= level
+                && self.model.translate(start) == Some((Hpa::new(to), old.attributes))
+                && old.attributes.memory == attributes.memory;
+            if same && union == old.attributes {
+                expected.present += 1;
+            } else if same && old.level == level {
+                expected.extended += 1;
+            } else {
+                let in_the_way = if old.level > level {
+                    self.model.block(first, &old)
+                } else {
+                    block
+                };
+                expected.conflict = Some(in_the_way);
+                return expected;
+            }
+        }
+        expected
+    }
+
+    /// Takes into the model what an installation without conflict does.
+    fn accept(&mut self, wanted: &GpaRange, to: u64, level: Level, attributes: Attributes) {
+        let bytes = self.model.geometry.entry_bytes(level);
+        for start in (wanted.start().raw()..wanted.end().raw()).step_by(bytes.try_into().unwrap()) {
+            let to = to + (start - wanted.start().raw());
+            match self.model.at(start) {
+                Some((at, old)) => {
+                    let attributes = extended(old, attributes);
+                    self.model.insert(at, Leaf { attributes, ..old });
+                }
+                None => self.model.insert(
+                    start,
+                    Leaf {
+                        level,
+                        hpa: to,
+                        attributes,
+                    },
+                ),
+            }
+        }
+    }
+
+    fn unmap(&mut self, range: &GpaRange, split: bool, failing: bool) {
+        let old = self.model.clone();
+        let mut cache = TableCache::new(&self.table);
+        let policy = if split {
+            PartialBlock::Split(&mut cache)
+        } else {
+            PartialBlock::Drop
+        };
+        let mut restriction = self.table.restrict(range);
+        drop(restriction.unmap(range, policy));
+        if self.tidy {
+            drop(restriction.prune(range));
+        }
+        drop(restriction);
+        drop(cache);
+        if split {
+            self.model.unmap_exactly(range);
+        } else {
+            self.model.drop_touching(range);
+        }
+        if split && failing {
+            self.take_over_losses(&old, range);
+        }
+    }
+
+    /// Without memory to split a block, the block goes whole: no more than that may be missing.
+    fn take_over_losses(&mut self, old: &Model, range: &GpaRange) {
+        let actual = collect(&self.table);
+        self.model.leaves.retain(|start, _| {
+            let (at, leaf) = old.at(*start).expect("splitting adds nothing");
+            let lost = self.table.translate(gpa(*start)).is_none();
+            assert!(
+                !lost || old.block(at, &leaf).overlaps(range),
+                "lost {start:#x} for nothing"
+            );
+            !lost
+        });
+        for (start, level) in actual {
+            assert!(!range.overlaps(&self.model.block(start, &self.leaf(start, level))));
+        }
+    }
+
+    fn split(&mut self, range: &GpaRange, to: Level, failing: bool) {
+        let mut cache: Cache<'_> = TableCache::new(&self.table);
+        let mut restriction = self.table.restrict(range);
+        drop(restriction.split(range, to, &mut cache));
+        drop(restriction);
+        drop(cache);
+        let old = self.model.clone();
+        self.model.split(range, to);
+        if failing {
+            // A block may stay as it was, but no translation may be lost or changed.
+            let leaves = collect(&self.table)
+                .into_iter()
+                .map(|(start, level)| (start, self.leaf(start, level)))
+                .collect();
+            for &start in self.model.leaves.keys() {
+                let now = self
+                    .table
+                    .translate(gpa(start))
+                    .map(|now| (now.hpa, now.attributes));
+                assert_eq!(now, old.translate(start));
+            }
+            self.model.leaves = leaves;
+        }
+    }
+
+    fn age(&mut self, range: &GpaRange) {
+        let mut expected = false;
+        for start in self.model.touching(range) {
+            let leaf = self.model.leaves.get_mut(&start).expect("a leaf");
+            expected |= leaf.attributes.accessed;
+            leaf.attributes.accessed = false;
+        }
+        assert_eq!(self.table.test_young(range), expected);
+        assert_eq!(self.table.age(range), expected);
+        assert!(!self.table.test_young(range));
+    }
+
+    /// Shows the observer what happened: at every moment a walk finds the old translation, the
+    /// new one, or a fault.
+    fn watch(&mut self, before: &[Option<crate::observer::Walked>]) {
+        let after: Vec<_> = self
+            .probes
+            .iter()
+            .map(|&probe| self.table.translate(gpa(probe)))
+            .collect();
+        for event in self.machine.take_events() {
+            let Some(changed) = self.observer.see(&event) else {
+                continue;
+            };
+            for ((&probe, old), new) in self.probes.iter().zip(before).zip(&after) {
+                if !changed.contains(gpa(probe)) {
+                    continue;
+                }
+                let Some(now) = self.observer.walk(probe) else {
+                    continue;
+                };
+                let is_old =
+                    old.is_some_and(|old| (old.hpa, old.attributes) == (now.hpa, now.attributes));
+                let is_new =
+                    new.is_some_and(|new| (new.hpa, new.attributes) == (now.hpa, now.attributes));
+                assert!(
+                    is_old || is_new,
+                    "{probe:#x}: {old:?} to {new:?} by way of {now:?}"
+                );
+            }
+        }
+        self.observer.expect_settled();
+    }
+
+    /// The leaf that the table has at `start`.
+    fn leaf(&self, start: u64, level: Level) -> Leaf {
+        let found = self
+            .table
+            .translate(gpa(start))
+            .expect("a leaf that was visited");
+        assert_eq!(found.level, level);
+        Leaf {
+            level,
+            hpa: found.hpa.raw(),
+            attributes: found.attributes,
+        }
+    }
+
+    /// The table holds exactly the model's leaves, and in tidy runs no table too many.
+    fn compare(&self) {
+        let actual = collect(&self.table);
+        let expected: Vec<_> = self
+            .model
+            .leaves
+            .iter()
+            .map(|(&start, leaf)| (start, leaf.level))
+            .collect();
+        assert_eq!(actual, expected);
+        for (&start, leaf) in &self.model.leaves {
+            assert_eq!(self.leaf(start, leaf.level), *leaf);
+            let last = start + self.model.geometry.entry_bytes(leaf.level) - 1;
+            let found = self
+                .table
+                .translate(gpa(last))
+                .expect("the leaf's last byte");
+            assert_eq!(found.hpa.raw(), leaf.hpa + (last - start));
+        }
+        for &probe in &self.probes {
+            let found = self
+                .table
+                .translate(gpa(probe))
+                .map(|found| (found.hpa, found.attributes));
+            assert_eq!(found, self.model.translate(probe), "{probe:#x}");
+            let walked = self
+                .observer
+                .walk(probe)
+                .map(|found| (found.hpa, found.attributes));
+            assert_eq!(walked, found, "{probe:#x}");
+        }
+        if self.tidy {
+            assert_eq!(self.table.table_bytes(), self.model.minimum_table_bytes());
+        }
+        assert_eq!(self.table.table_bytes(), self.machine.live_bytes());
+        assert_eq!(self.table.tables(), self.machine.live_tables());
+    }
+
+    /// Takes everything down: first the leaves, then the table.
+    fn finish(mut self) {
+        let all = range(0, 1 << self.table.geometry().address_bits());
+        let before: Vec<_> = self
+            .probes
+            .iter()
+            .map(|&probe| self.observer.walk(probe))
+            .collect();
+        drop(self.table.restrict(&all).unmap(&all, PartialBlock::Drop));
+        self.model.leaves.clear();
+        self.watch(&before);
+        self.compare();
+        assert_eq!(
+            self.machine.live_tables(),
+            1,
+            "a range that is covered keeps no tables"
+        );
+        drop(self.table);
+        assert_eq!(
+            (self.machine.live_tables(), self.machine.live_bytes()),
+            (0, 0)
+        );
+    }
+}
+
+/// P4: what a leaf allows after another for the same memory has been installed over it.
+fn extended(old: Leaf, added: Attributes) -> Attributes {
+    Attributes {
+        permissions: old.attributes.permissions.union(added.permissions),
+        accessed: old.attributes.accessed || added.accessed,
+        ..old.attributes
+    }
+}
+
+/// All leaves of a table: start and level.
+fn collect(table: &Table) -> Vec<(u64, Level)> {
+    let all = range(0, 1 << table.geometry().address_bits());
+    let mut leaves = Vec::new();
+    table.for_each_leaf(&all, |block, level| {
+        leaves.push((block.start().raw(), level));
+    });
+    leaves
+}
+
+/// Few cases by default, as each is long; `PROPTEST_CASES` asks for more.
+fn config() -> Config {
+    let asked = Config::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+        asked.cases
+    } else {
+        40
+    };
+    Config {
+        cases,
+        max_shrink_iters: 2000,
+        ..asked
+    }
+}
+
+fn shape() -> impl Strategy<Value = (u8, usize)> {
+    (
+        prop::sample::select(vec![32u8, 34, 39, 40, 48]),
+        prop::sample::select(vec![1usize, 2, 64]),
+    )
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_tidy_table_holds_the_model_in_the_fewest_tables(
+        (bits, stripes) in shape(),
+        operations in prop::collection::vec(operation(), 1..40),
+    ) {
+        let mut driver = Driver::new(bits, stripes, true);
+        for operation in &operations {
+            driver.run(operation, None);
+        }
+        driver.finish();
+    }
+
+    #[test]
+    fn a_table_holds_the_model_whatever_allocation_fails(
+        (bits, stripes) in shape(),
+        operations in prop::collection::vec((operation(), failure()), 1..40),
+    ) {
+        let mut driver = Driver::new(bits, stripes, false);
+        for (operation, failure) in &operations {
+            driver.run(operation, *failure);
+        }
+        driver.finish();
+    }
+}

@@ -1,0 +1,100 @@
+//! Small helpers to drive a table as an embedder does.
+
+use slat_table::address::{Gpa, GpaRange, Hpa, PAGE_SIZE};
+use slat_table::attributes::{Attributes, MemoryType, Permissions};
+use slat_table::cache::TableCache;
+use slat_table::format::arm64::{Arm64, Arm64Features};
+use slat_table::geometry::Level;
+use slat_table::lock::StdLocks;
+use slat_table::simulated::SimulatedPlatform;
+use slat_table::table::{Installed, PageTable, TableOptions};
+
+pub(crate) type Machine = SimulatedPlatform<StdLocks>;
+pub(crate) type Table = PageTable<Arm64, Machine>;
+pub(crate) type Cache<'t> = TableCache<'t, Arm64, Machine>;
+
+pub(crate) const PAGE: Level = Level::PAGE;
+pub(crate) const MIB2: Level = Level::new(1);
+pub(crate) const GIB1: Level = Level::new(2);
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
+
+pub(crate) const FEATURES: Arm64Features = Arm64Features {
+    physical_bits: 48,
+    force_write_back: true,
+    execute_never_extended: true,
+    hardware_accessed: false,
+    hardware_dirty: false,
+    vmid16: false,
+    coherent_instruction_cache: true,
+};
+
+pub(crate) const RAM: Attributes = Attributes::new(Permissions::ALL, MemoryType::WriteBack);
+pub(crate) const ROM: Attributes = Attributes::new(Permissions::READ, MemoryType::WriteBack);
+pub(crate) const DEVICE: Attributes = Attributes::new(Permissions::READ_WRITE, MemoryType::Device);
+
+pub(crate) fn new_table(machine: &Machine, address_bits: u8, stripes: usize) -> Table {
+    let options = TableOptions {
+        address_bits,
+        stripes,
+    };
+    PageTable::new(machine.clone(), FEATURES, options).expect("room for a root")
+}
+
+pub(crate) fn gpa(raw: u64) -> Gpa {
+    Gpa::new(raw)
+}
+
+pub(crate) fn hpa(raw: u64) -> Hpa {
+    Hpa::new(raw)
+}
+
+pub(crate) fn range(start: u64, bytes: u64) -> GpaRange {
+    GpaRange::new(Gpa::new(start), bytes).expect("a range of pages")
+}
+
+pub(crate) fn page(start: u64) -> GpaRange {
+    range(start, PAGE_SIZE)
+}
+
+/// Installs as a fault does (P1 to P4), from a table cache of its own.
+pub(crate) fn install(
+    table: &Table,
+    range: GpaRange,
+    to: u64,
+    level: Level,
+    attributes: Attributes,
+) -> Installed {
+    let mut cache = TableCache::new(table);
+    cache.fill().expect("memory for tables");
+    let leaves = table
+        .leaves(range, hpa(to), level, attributes)
+        .expect("leaves of the format");
+    let snapshot = table.snapshot(&range);
+    let mut hold = table.hold(&range);
+    assert!(hold.is_current(&snapshot));
+    let installed = hold.install(&leaves, &mut cache).expect("a full cache");
+    drop(hold);
+    table.settle(&installed, range);
+    installed
+}
+
+/// Installs what must be new.
+pub(crate) fn map(table: &Table, range: GpaRange, to: u64, level: Level, attributes: Attributes) {
+    let installed = install(table, range, to, level, attributes);
+    let entries = range.bytes() / table.geometry().entry_bytes(level);
+    assert_eq!(
+        installed,
+        Installed {
+            new: entries,
+            ..Installed::default()
+        }
+    );
+}
+
+/// What the table says about an address: host address and level.
+pub(crate) fn look(table: &Table, address: u64) -> Option<(u64, Level)> {
+    table
+        .translate(gpa(address))
+        .map(|found| (found.hpa.raw(), found.level))
+}
