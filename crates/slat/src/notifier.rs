@@ -35,6 +35,10 @@ pub trait Notifier: Send + Sync {
     /// Whether the guest used a page of `range` since `age` was last called. A hint.
     fn test_young(&self, range: HvaRange) -> bool;
 
-    /// The host's address space goes away: takes everything from the guest, for good.
+    /// The host's address space goes away: takes everything from the guest.
+    ///
+    /// The host must have stopped answering before it calls this: every later peek and fault
+    /// fails. One that was answered before finds its answer out of date. So when this returns,
+    /// nothing is mapped and nothing will be.
     fn release(&self);
 }

@@ -139,7 +139,8 @@ pub enum RegionError {
         /// Number of ids.
         limit: u32,
     },
-    /// The guest range is empty, unaligned, or wraps.
+    /// The guest range is empty, unaligned, or wraps. (A size of 0 deletes in KVM; here a
+    /// transaction does.)
     #[error("guest range: {0}")]
     Guest(RangeError),
     /// The host range is unaligned or wraps.

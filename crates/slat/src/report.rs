@@ -33,7 +33,7 @@ pub enum Reason {
     OutOfTables,
     /// Not mapped: the format cannot express the leaf.
     Unencodable,
-    /// Mapped for reading only: the host's mapping cannot be written.
+    /// Mapped for reading only, or if it is mapped later: the host does not let it be written.
     NotWritable,
     /// Not larger: a larger block would leave the slot.
     SlotBoundary,
@@ -137,7 +137,7 @@ impl fmt::Display for Reason {
             Self::Poisoned => "the memory has failed",
             Self::OutOfTables => "no memory for a table",
             Self::Unencodable => "the format cannot express it",
-            Self::NotWritable => "the host's mapping cannot be written",
+            Self::NotWritable => "the host does not let it be written",
             Self::SlotBoundary => "a larger block would leave the slot",
             Self::NotCongruent => "guest and host address differ modulo the larger block",
             Self::VmaBoundary => "a larger block would leave the host's mapping",
@@ -226,7 +226,8 @@ impl Part {
             if let Some(reason) = Reason::not_larger(geometry, slot, &vma, mapped) {
                 self.note(reason, bytes);
             }
-            if !mapped.page.writable && !slot.is_read_only() {
+            // Of a mapping that cannot be written at all, the whole part was noted already.
+            if vma.writable && !mapped.page.writable && !slot.is_read_only() {
                 self.note(Reason::NotWritable, bytes);
             }
         }

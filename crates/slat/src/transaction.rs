@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use slat_table::address::Gpa;
+use slat_table::address::{Gpa, GpaRange, PAGE_SIZE};
 use slat_table::attributes::Access;
 use slat_table::cache::TableCache;
 use slat_table::format::Format;
@@ -270,6 +270,12 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
     fn populate_created(&self, slot: &Slot, generation: u64, report: &mut RegionReport) {
         let mut tables = TableCache::new(&self.table);
         for part in report.parts_mut() {
+            if let Backing::Vma(vma) = part.backing()
+                && !vma.writable
+                && !slot.is_read_only()
+            {
+                part.note(Reason::NotWritable, part.range().bytes());
+            }
             match (part.backing(), slot.mapping()) {
                 (Backing::Hole, _) => part.note(Reason::Hole, part.range().bytes()),
                 (_, Mapping::OnFault) => part.note(Reason::OnFault, part.range().bytes()),
@@ -309,7 +315,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
                     mapped.range.end()
                 }
                 Err(error) => {
-                    let end = end_of_failure(slot, gpa, error);
+                    let end = self.end_of_failure(slot, &todo, error);
                     let skipped = todo.bytes() - todo.from(end).map_or(0, |rest| rest.bytes());
                     part.note(Reason::of_error(error), skipped);
                     end
@@ -318,16 +324,25 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
             rest = todo.from(end);
         }
     }
-}
 
-/// Where to go on after what is at `gpa` could not be mapped.
-fn end_of_failure(slot: &Slot, gpa: Gpa, error: &PopulateError) -> Gpa {
-    let next_page = Gpa::new(gpa.raw() + slat_table::address::PAGE_SIZE);
-    match error {
-        PopulateError::Host(ResolveError::NotPresent(absent)) => slot
-            .gpa_of(absent)
-            .map_or(next_page, |range| range.end().max(next_page)),
-        _ => next_page,
+    /// Where to go on after the start of `todo` could not be mapped.
+    fn end_of_failure(&self, slot: &Slot, todo: &GpaRange, error: &PopulateError) -> Gpa {
+        let gpa = todo.start();
+        let next_page = Gpa::new(gpa.raw() + PAGE_SIZE);
+        let after = |range: Option<GpaRange>| range.map_or(next_page, |range| range.end());
+        match error {
+            PopulateError::Host(ResolveError::NotPresent(absent)) => {
+                after(slot.gpa_of(absent)).max(next_page)
+            }
+            // A removal marks whole spans, so the rest of this one would meet it too.
+            PopulateError::Retry => {
+                let span = 1 << self.table.geometry().span_shift();
+                after(GpaRange::block_around(gpa, span))
+            }
+            // What memory is left is better kept for the guest's own faults.
+            PopulateError::OutOfTables(_) => todo.end(),
+            _ => next_page,
+        }
     }
 }
 

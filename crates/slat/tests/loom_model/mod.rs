@@ -1,0 +1,165 @@
+//! What the loom tests share: a [`tiny`] format, a hostile [`machine`], a [`host`], and a VM made
+//! of them. The code under test is the real one; only what it stands on is modelled.
+
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part of the model"
+)]
+
+pub(crate) mod host;
+pub(crate) mod machine;
+pub(crate) mod tiny;
+
+use std::sync::Arc;
+
+use slat::region::Mapping;
+use slat::vcpu::Outcome;
+use slat::{Config, Fault, GuestMemory, Region, SlotId};
+use slat_table::address::{Gpa, GpaRange, Hpa, Hva, PAGE_SIZE};
+use slat_table::attributes::Access;
+
+use host::{ModelHost, frame, hva_pages};
+use machine::Machine;
+use tiny::{ADDRESS_BITS, Tiny, TinyFeatures};
+
+/// The memory of the VM under test.
+pub(crate) type Memory = GuestMemory<Tiny, ModelHost, Machine>;
+
+/// A vCPU of it.
+pub(crate) type Vcpu<'m> = slat::Vcpu<'m, Tiny, ModelHost, Machine>;
+
+/// Hardware that asks for break-before-make.
+pub(crate) const BREAKS: TinyFeatures = TinyFeatures {
+    break_before_make: true,
+    caches_invalid: false,
+};
+
+/// A VM and what it stands on. Clones are the same VM.
+#[derive(Clone)]
+pub(crate) struct Vm {
+    pub(crate) machine: Machine,
+    pub(crate) host: ModelHost,
+    pub(crate) memory: Arc<Memory>,
+}
+
+impl Vm {
+    /// A VM without slots, with two stripes.
+    pub(crate) fn new(features: TinyFeatures, host: ModelHost) -> Self {
+        let machine = Machine::new(features);
+        let config = Config::new().address_bits(ADDRESS_BITS).stripes(2);
+        let memory = Memory::new(host.clone(), machine.clone(), features, config);
+        Self {
+            machine,
+            host,
+            memory: Arc::new(memory.expect("a table")),
+        }
+    }
+
+    /// A VM whose slot 1 is all of the guest's memory, page `n` being the host's page `n`, mapped
+    /// on fault.
+    pub(crate) fn with_slot(features: TinyFeatures, host: ModelHost) -> Self {
+        let vm = Self::new(features, host);
+        vm.memory.insert(on_fault(1, 0, 8, 0)).expect("a slot");
+        vm
+    }
+
+    /// Maps page `number` by a read.
+    pub(crate) fn map(&self, number: u64) {
+        let outcome = fault(&mut self.memory.vcpu(), number, Access::Read);
+        assert!(is_handled(&outcome), "{outcome:?}");
+    }
+
+    /// Where the tables say that page `number` is.
+    pub(crate) fn frame_at(&self, number: u64) -> Option<Hpa> {
+        self.memory.translate(page(number)).map(|found| found.hpa)
+    }
+
+    /// Takes the host's page `number` from the guest, as if it had been in `old`, and gives it
+    /// back in the frame `new`.
+    pub(crate) fn migrate(&self, number: u64, old: Hpa, new: Hpa) {
+        let change = self.memory.invalidate(hva_pages(number, 1));
+        self.machine.take_frame(old);
+        self.host.move_page(number, new);
+        drop(change);
+    }
+
+    /// When all is over: faults get through and find what the host has now, and every table
+    /// comes back.
+    pub(crate) fn finish(self, pages: &[(u64, Hpa)]) {
+        {
+            let mut vcpu = self.memory.vcpu();
+            for (number, expected) in pages {
+                let outcome = fault(&mut vcpu, *number, Access::Read);
+                assert!(is_handled(&outcome), "page {number}: {outcome:?}");
+                assert_eq!(self.frame_at(*number), Some(*expected), "page {number}");
+            }
+        }
+        self.machine.switch_off();
+        let memory = Arc::into_inner(self.memory).expect("all threads have ended");
+        drop(memory);
+        assert_eq!(self.machine.tables(), 0, "tables are lost");
+    }
+}
+
+/// The guest address of page `number`.
+pub(crate) fn page(number: u64) -> Gpa {
+    Gpa::new(number * PAGE_SIZE)
+}
+
+/// The pages `first` to `first + pages` of the guest's addresses.
+pub(crate) fn gpa_pages(first: u64, pages: u64) -> GpaRange {
+    GpaRange::new(page(first), pages * PAGE_SIZE).expect("a range of pages")
+}
+
+/// A region of `pages` pages from guest page `gpa` and host page `hva` on.
+pub(crate) fn region(id: u32, gpa: u64, pages: u64, hva: u64) -> Region {
+    Region::new(
+        SlotId(id),
+        page(gpa),
+        pages * PAGE_SIZE,
+        Hva::new(hva * PAGE_SIZE),
+    )
+}
+
+/// Such a region, mapped on fault.
+pub(crate) fn on_fault(id: u32, gpa: u64, pages: u64, hva: u64) -> Region {
+    region(id, gpa, pages, hva).mapping(Mapping::OnFault)
+}
+
+/// A fault on page `number`.
+pub(crate) fn fault(vcpu: &mut Vcpu<'_>, number: u64, access: Access) -> Outcome {
+    let gpa = page(number);
+    vcpu.fault(Fault { gpa, access }).expect("memory enough")
+}
+
+/// Whether the guest should get on now.
+pub(crate) fn is_handled(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Mapped { .. } | Outcome::Extended { .. } | Outcome::Spurious { .. }
+    )
+}
+
+/// Tries `test` under every schedule; with a bound, under those with so many preemptions.
+pub(crate) fn check(preemptions: Option<usize>, test: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    // A path through two transactions is longer than loom expects.
+    model.max_branches = 20_000;
+    model.preemption_bound = model.preemption_bound.or(preemptions);
+    if std::env::var("PB").is_ok() {
+        model.preemption_bound = std::env::var("PB").unwrap().parse().ok();
+    }
+    let n = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let m = n.clone();
+    model.check(move || {
+        m.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        test()
+    });
+    eprintln!("ITER {}", n.load(std::sync::atomic::Ordering::SeqCst));
+}
+
+/// A frame that no page of the host is in at first.
+pub(crate) fn spare() -> Hpa {
+    frame(9)
+}

@@ -1,0 +1,16 @@
+//! Guest memory on a scripted host and a simulated machine.
+//!
+//! Each module has one subject; the names of the tests say what is promised. `random` checks the
+//! invariants under long random sequences of everything.
+
+mod blocks;
+mod creation;
+mod faults;
+mod invalidation;
+mod preparation;
+
+mod regions;
+mod reports;
+mod scripted_host;
+mod transactions;
+mod vm;
