@@ -121,12 +121,15 @@ fn nightly(workspace: &Workspace) -> Command {
 }
 
 /// The arguments that all runs share. A target has to be named, for otherwise build scripts and
-/// procedural macros would be instrumented too.
+/// procedural macros would be instrumented too. Instrumented code is slow: it is optimised, with
+/// debug assertions left in, and properties are tried on fewer cases.
 fn test(command: &mut Command, host: &str, output: &Path) {
     command
         .args(["test", "--lib", "--tests", "--target", host, "--target-dir"])
         .arg(output)
-        .args(PACKAGES);
+        .args(PACKAGES)
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
+        .env("PROPTEST_CASES", "32");
 }
 
 fn address(workspace: &Workspace, journal: &Journal) -> Result<()> {
