@@ -5,6 +5,7 @@ mod cases;
 mod failures;
 mod model;
 mod observer;
+mod odd;
 mod properties;
 mod setup;
 mod threads;

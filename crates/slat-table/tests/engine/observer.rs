@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use slat_table::address::{Gpa, GpaRange, Hpa};
 use slat_table::attributes::Attributes;
-use slat_table::format::{Entry, Format};
+use slat_table::format::{ByteOrder, Entry, Format};
 use slat_table::geometry::{Geometry, Level};
 use slat_table::platform::TlbWork;
 use slat_table::simulated::Event;
@@ -45,11 +45,14 @@ pub(crate) struct Observer<F: Format> {
     memory: HashMap<u64, u64>,
     reachable: BTreeMap<u64, Reachable>,
     stale: Vec<Stale>,
+    /// The hardware asks for a break and a flush before an entry changes what it maps.
+    breaks: bool,
 }
 
 impl<F: Format> Observer<F> {
     pub(crate) fn new(features: F::Features, geometry: Geometry) -> Self {
         Self {
+            breaks: F::rules(&features).break_before_make,
             features,
             geometry,
             root: None,
@@ -112,8 +115,8 @@ impl<F: Format> Observer<F> {
         let known = self.memory.insert(entry, new).unwrap_or(0);
         assert_eq!(known, old, "the journal misses a write to {entry:#x}");
         let (level, range) = self.entry(entry)?;
-        let was = F::decode(&self.features, level, old);
-        let now = F::decode(&self.features, level, new);
+        let was = self.decode(level, old);
+        let now = self.decode(level, new);
         match (was, now) {
             (Entry::Empty, Entry::Empty) => {}
             (Entry::Empty, _) => self.made(level, range, now),
@@ -136,9 +139,21 @@ impl<F: Format> Observer<F> {
                 let kept = old.permissions.union(new.permissions) == new.permissions;
                 assert!(kept, "{range} loses permissions: {was:?} to {now:?}");
             }
-            _ => panic!("{range} changes from {was:?} to {now:?} without a break"),
+            _ if self.breaks => panic!("{range} changes from {was:?} to {now:?} without a break"),
+            _ => {
+                self.broken(level, range, was);
+                self.made(level, range, now);
+            }
         }
         Some(range)
+    }
+
+    fn decode(&self, level: Level, raw: u64) -> Entry {
+        let raw = match F::BYTE_ORDER {
+            ByteOrder::Little => u64::from_le_bytes(raw.to_ne_bytes()),
+            ByteOrder::Big => u64::from_be_bytes(raw.to_ne_bytes()),
+        };
+        F::decode(&self.features, level, raw)
     }
 
     /// Level and range of an entry in a reachable table.
@@ -160,11 +175,8 @@ impl<F: Format> Observer<F> {
 
     /// An empty entry became valid: whatever was there before must be out of all caches.
     fn made(&mut self, level: Level, range: GpaRange, now: Entry) {
-        for stale in self
-            .stale
-            .iter()
-            .filter(|stale| stale.range.overlaps(&range))
-        {
+        let overlaps = |stale: &&Stale| self.breaks && stale.range.overlaps(&range);
+        for stale in self.stale.iter().filter(overlaps) {
             let same = match (stale.what, now) {
                 (
                     Entry::Leaf {
@@ -232,7 +244,7 @@ impl<F: Format> Observer<F> {
         (0..1u64 << shape.index_bits)
             .filter_map(|index| {
                 let raw = *self.memory.get(&(table.raw() + index * 8))?;
-                let entry = F::decode(&self.features, level, raw);
+                let entry = self.decode(level, raw);
                 let gpa = Gpa::new(start + (index << shape.shift));
                 (entry != Entry::Empty).then(|| (entry, self.geometry.block(level, gpa).unwrap()))
             })
@@ -246,7 +258,7 @@ impl<F: Format> Observer<F> {
         loop {
             let entry = table.raw() + self.geometry.index(level, Gpa::new(gpa)) * 8;
             let raw = self.memory.get(&entry).copied().unwrap_or(0);
-            match F::decode(&self.features, level, raw) {
+            match self.decode(level, raw) {
                 Entry::Empty => return None,
                 Entry::Table(below) => {
                     table = below;

@@ -6,16 +6,16 @@ use proptest::test_runner::Config;
 use slat_table::address::{GpaRange, Hpa};
 use slat_table::attributes::Attributes;
 use slat_table::cache::TableCache;
+use slat_table::format::Format;
 use slat_table::format::arm64::Arm64;
-use slat_table::geometry::Level;
+use slat_table::geometry::{Geometry, Level};
 use slat_table::restriction::PartialBlock;
-use slat_table::table::Installed;
+use slat_table::table::{Installed, PageTable, TableOptions};
 
 use crate::model::{Leaf, Model};
 use crate::observer::Observer;
-use crate::setup::{
-    Cache, DEVICE, FEATURES, GIB, MIB, Machine, PAGE, RAM, ROM, Table, gpa, hpa, new_table, range,
-};
+use crate::odd::Odd;
+use crate::setup::{DEVICE, FEATURES, GIB, Machine, PAGE, RAM, ROM, gpa, hpa, range};
 
 /// An operation, with places given relative to what makes trouble: block boundaries.
 #[derive(Clone, Debug)]
@@ -62,19 +62,29 @@ struct Length {
 }
 
 const ANCHORS: usize = 7;
-const UNITS: [u64; 4] = [0, 2 * MIB, GIB, 1 << 50];
+
+/// Sizes of the two smallest blocks.
+fn blocks(geometry: &Geometry) -> (u64, u64) {
+    let level = Level::new(2);
+    let large = if level <= geometry.root() {
+        geometry.entry_bytes(level)
+    } else {
+        GIB
+    };
+    (geometry.entry_bytes(Level::new(1)), large)
+}
 
 /// Guest addresses at which blocks of every size meet, for a table of so many address bits.
-fn anchors(bits: u8) -> [u64; ANCHORS] {
+fn anchors(bits: u8, block: u64, large: u64) -> [u64; ANCHORS] {
     let end = 1u64 << bits;
     [
         0,
-        2 * MIB,
-        GIB,
-        GIB + 6 * MIB,
-        2 * GIB,
-        end - GIB,
-        end - 2 * MIB,
+        block,
+        large,
+        large + 3 * block,
+        2 * large,
+        end - large,
+        end - block,
     ]
 }
 
@@ -130,38 +140,45 @@ fn failure() -> impl Strategy<Value = Option<u64>> {
     prop_oneof![2 => Just(None), 1 => (0u64..5).prop_map(Some)]
 }
 
-struct Driver {
+struct Driver<F: Format> {
     machine: Machine,
-    table: Table,
-    observer: Observer<Arm64>,
+    table: PageTable<F, Machine>,
+    observer: Observer<F>,
     model: Model,
     anchors: [u64; ANCHORS],
+    units: [u64; 4],
     probes: Vec<u64>,
     /// Every removal is followed by a pruning, so that tables are as few as they can be.
     tidy: bool,
 }
 
-impl Driver {
-    fn new(bits: u8, stripes: usize, tidy: bool) -> Self {
+impl<F: Format> Driver<F> {
+    fn new(features: F::Features, bits: u8, stripes: usize, tidy: bool) -> Self {
         let machine = Machine::new();
         machine.record();
-        let table = new_table(&machine, bits, stripes);
+        let options = TableOptions {
+            address_bits: bits,
+            stripes,
+        };
+        let table = PageTable::new(machine.clone(), features, options).expect("room for a root");
         let geometry = *table.geometry();
-        let anchors = anchors(bits);
+        let (block, large) = blocks(&geometry);
+        let anchors = anchors(bits, block, large);
         let probes = anchors
             .iter()
             .flat_map(|anchor| {
                 let near = (-3i64..4).map(|pages| anchor.checked_add_signed(pages << 12));
-                near.chain([Some(anchor + MIB), Some(anchor + 2 * MIB - 4096)])
+                near.chain([Some(anchor + block / 2), Some(anchor + block - 4096)])
             })
             .flatten()
             .collect();
         Self {
-            observer: Observer::new(FEATURES, geometry),
+            observer: Observer::new(features, geometry),
             model: Model::new(geometry),
             machine,
             table,
             anchors,
+            units: [0, block, large, 1 << 50],
             probes,
             tidy,
         }
@@ -182,8 +199,15 @@ impl Driver {
         };
         range(
             self.start(place),
-            (UNITS[length.unit] + (pages << 12)).max(4096),
+            (self.units[length.unit] + (pages << 12)).max(4096),
         )
+    }
+
+    /// `range` with the format's pages taken in whole.
+    fn whole(&self, range: &GpaRange) -> GpaRange {
+        let geometry = &self.model.geometry;
+        let page = |address: u64| geometry.block(PAGE, gpa(address)).expect("within 63 bits");
+        page(range.start().raw()).hull(&page(range.end().raw() - 1))
     }
 
     fn run(&mut self, operation: &Operation, failure: Option<u64>) {
@@ -223,7 +247,7 @@ impl Driver {
             Operation::Split { place, length, to } => {
                 let range = self.range(place, length);
                 // Splitting a gigabyte into pages is right but slow to check.
-                let to = if range.bytes() > 4 * MIB {
+                let to = if range.bytes() > 2 * self.units[1] {
                     (*to).max(1)
                 } else {
                     *to
@@ -369,6 +393,7 @@ impl Driver {
     }
 
     fn unmap(&mut self, range: &GpaRange, split: bool, failing: bool) {
+        let whole = self.whole(range);
         let old = self.model.clone();
         let mut cache = TableCache::new(&self.table);
         let policy = if split {
@@ -384,12 +409,12 @@ impl Driver {
         drop(restriction);
         drop(cache);
         if split {
-            self.model.unmap_exactly(range);
+            self.model.unmap_exactly(&whole);
         } else {
-            self.model.drop_touching(range);
+            self.model.drop_touching(&whole);
         }
         if split && failing {
-            self.take_over_losses(&old, range);
+            self.take_over_losses(&old, &whole);
         }
     }
 
@@ -411,7 +436,7 @@ impl Driver {
     }
 
     fn split(&mut self, range: &GpaRange, to: Level, failing: bool) {
-        let mut cache: Cache<'_> = TableCache::new(&self.table);
+        let mut cache = TableCache::new(&self.table);
         let mut restriction = self.table.restrict(range);
         drop(restriction.split(range, to, &mut cache));
         drop(restriction);
@@ -566,7 +591,7 @@ fn extended(old: Leaf, added: Attributes) -> Attributes {
 }
 
 /// All leaves of a table: start and level.
-fn collect(table: &Table) -> Vec<(u64, Level)> {
+fn collect<F: Format>(table: &PageTable<F, Machine>) -> Vec<(u64, Level)> {
     let all = range(0, 1 << table.geometry().address_bits());
     let mut leaves = Vec::new();
     table.for_each_leaf(&all, |block, level| {
@@ -605,7 +630,7 @@ proptest! {
         (bits, stripes) in shape(),
         operations in prop::collection::vec(operation(), 1..40),
     ) {
-        let mut driver = Driver::new(bits, stripes, true);
+        let mut driver = Driver::<Arm64>::new(FEATURES, bits, stripes, true);
         for operation in &operations {
             driver.run(operation, None);
         }
@@ -617,9 +642,22 @@ proptest! {
         (bits, stripes) in shape(),
         operations in prop::collection::vec((operation(), failure()), 1..40),
     ) {
-        let mut driver = Driver::new(bits, stripes, false);
+        let mut driver = Driver::<Arm64>::new(FEATURES, bits, stripes, false);
         for (operation, failure) in &operations {
             driver.run(operation, *failure);
+        }
+        driver.finish();
+    }
+
+    #[test]
+    fn the_odd_format_works_as_well(
+        stripes in prop::sample::select(vec![1usize, 64]),
+        tidy in any::<bool>(),
+        operations in prop::collection::vec((operation(), failure()), 1..25),
+    ) {
+        let mut driver = Driver::<Odd>::new((), 40, stripes, tidy);
+        for (operation, failure) in &operations {
+            driver.run(operation, if tidy { None } else { *failure });
         }
         driver.finish();
     }

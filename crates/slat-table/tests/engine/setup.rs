@@ -11,7 +11,6 @@ use slat_table::table::{Installed, PageTable, TableOptions};
 
 pub(crate) type Machine = SimulatedPlatform<StdLocks>;
 pub(crate) type Table = PageTable<Arm64, Machine>;
-pub(crate) type Cache<'t> = TableCache<'t, Arm64, Machine>;
 
 pub(crate) const PAGE: Level = Level::PAGE;
 pub(crate) const MIB2: Level = Level::new(1);

@@ -2,3 +2,10 @@
 
 mod arm64;
 mod laws;
+#[path = "../engine/odd.rs"]
+mod odd;
+
+#[test]
+fn the_odd_format_obeys_the_laws() {
+    laws::check::<odd::Odd>(&(), 40);
+}
