@@ -266,11 +266,8 @@ impl<F: Frames, L: Locks> Shared<F, L> {
         // A notifier's `release` wants nothing to be resolved any more, and may wait for locks that
         // come before the mmap lock: so it is called after this guard is gone, not inside.
         let gone = self.vmas.write().release();
-        for Vma { window, object } in &gone {
-            if let Object::Driver(mapping) = object {
-                mapping.forget(window.range);
-            }
-        }
+        // Devices keep their record of what was shown until everybody was told, so that a
+        // revocation meanwhile does not return too early.
         for notifier in self.notifiers.live() {
             notifier.release();
         }

@@ -164,11 +164,14 @@ pub(crate) fn straddling(
     part: HvaRange,
 ) -> impl Iterator<Item = HvaRange> {
     let last = Hva::new(part.end().raw() - PAGE_SIZE);
-    [part.start(), last]
-        .into_iter()
-        .filter_map(|edge| page(window, edge, resident.around(window.offset_of(edge))?))
-        .map(|page| page.block)
-        .filter(move |block| !part.covers(block))
+    let frame_at = |hva| {
+        let shown = page(window, hva, resident.around(window.offset_of(hva))?)?;
+        Some(shown.block).filter(|block| !part.covers(block))
+    };
+    let first = frame_at(part.start());
+    // Both ends may lie in one frame.
+    let second = frame_at(last).filter(|block| first != Some(*block));
+    first.into_iter().chain(second)
 }
 
 /// Makes pages of the frames that lie only partly in `part`; says how many they were.

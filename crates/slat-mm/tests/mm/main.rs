@@ -1,0 +1,7 @@
+//! The address space seen from outside: by a VMM, by a notifier, and by a guest whose memory is
+//! a real `slat::GuestMemory` on a simulated machine.
+
+mod guest;
+mod model;
+mod operations;
+mod threads;
