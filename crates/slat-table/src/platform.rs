@@ -136,7 +136,8 @@ pub trait Tlb: Send + Sync {
     /// stripe held. Must not need progress of code that waits for a lock of ours.
     fn flush(&self, work: &TlbWork);
 
-    /// Makes this CPU forget what it holds for `range`.
+    /// Makes this CPU forget what it holds for `range`: leaves, and where invalid entries may be
+    /// cached the upper entries too, since a table may just have been linked above `range`.
     fn flush_local(&self, range: GpaRange);
 
     /// Makes entries written before visible to every table walker (Arm: `DSB ISHST`).
