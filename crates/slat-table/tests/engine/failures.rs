@@ -8,11 +8,9 @@ use slat_table::restriction::PartialBlock;
 
 use crate::observer::Observer;
 use crate::setup::{
-    DEVICE, FEATURES, GIB, GIB1, MIB, Machine, PAGE, RAM, Table, gpa, hpa, look, new_table, page,
-    range,
+    DEVICE, FEATURES, GIB, GIB1, HOST, MIB, Machine, PAGE, RAM, Table, gpa, hpa, look, new_table,
+    page, range,
 };
-
-const HOST: u64 = 0x40_0000_0000;
 
 /// Maps one page as a fault does; false if there is no memory for the tables.
 fn try_map(table: &Table, at: u64, attributes: Attributes) -> bool {

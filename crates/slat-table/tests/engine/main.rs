@@ -1,11 +1,15 @@
 //! The engine: what the tree says, what the hardware may still believe, and what memory is freed
 //! when.
 
-mod cases;
+mod driver;
 mod failures;
+mod flushing;
+mod installing;
 mod model;
 mod observer;
 mod odd;
+mod operations;
 mod properties;
+mod removing;
 mod setup;
 mod threads;

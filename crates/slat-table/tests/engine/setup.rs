@@ -6,7 +6,9 @@ use slat_table::cache::TableCache;
 use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::geometry::Level;
 use slat_table::lock::StdLocks;
-use slat_table::simulated::SimulatedPlatform;
+use slat_table::platform::TlbWork;
+use slat_table::restriction::PartialBlock;
+use slat_table::simulated::{Event, SimulatedPlatform};
 use slat_table::table::{Installed, PageTable, TableOptions};
 
 pub(crate) type Machine = SimulatedPlatform<StdLocks>;
@@ -17,6 +19,8 @@ pub(crate) const MIB2: Level = Level::new(1);
 pub(crate) const GIB1: Level = Level::new(2);
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
+/// Where host memory starts.
+pub(crate) const HOST: u64 = 0x40_0000_0000;
 
 pub(crate) const FEATURES: Arm64Features = Arm64Features {
     physical_bits: 48,
@@ -96,4 +100,39 @@ pub(crate) fn look(table: &Table, address: u64) -> Option<(u64, Level)> {
     table
         .translate(gpa(address))
         .map(|found| (found.hpa.raw(), found.level))
+}
+
+/// A machine and a table of 40 bits with 64 stripes.
+pub(crate) fn small_table() -> (Machine, Table) {
+    let machine = Machine::new();
+    let table = new_table(&machine, 40, 64);
+    (machine, table)
+}
+
+/// Removes a range; blocks that it covers in part go whole.
+pub(crate) fn unmap(table: &Table, range: &GpaRange) {
+    drop(table.restrict(range).unmap(range, PartialBlock::Drop));
+}
+
+/// Removes a range and nothing else.
+pub(crate) fn unmap_exactly(table: &Table, range: &GpaRange) {
+    let mut cache = TableCache::new(table);
+    drop(
+        table
+            .restrict(range)
+            .unmap(range, PartialBlock::Split(&mut cache)),
+    );
+}
+
+/// The flushes of all CPUs since events were last taken.
+pub(crate) fn flushes(machine: &Machine) -> Vec<TlbWork> {
+    let flush = |event| match event {
+        Event::Flushed(work) => Some(work),
+        _ => None,
+    };
+    machine
+        .take_events()
+        .into_iter()
+        .filter_map(flush)
+        .collect()
 }

@@ -7,9 +7,10 @@ use std::thread;
 use slat_table::cache::TableCache;
 use slat_table::restriction::PartialBlock;
 
-use crate::setup::{GIB, MIB, MIB2, Machine, PAGE, RAM, Table, gpa, hpa, new_table, page, range};
+use crate::setup::{
+    GIB, HOST, MIB, MIB2, Machine, PAGE, RAM, Table, gpa, hpa, new_table, page, range,
+};
 
-const HOST: u64 = 0x40_0000_0000;
 const ROUNDS: u64 = 3_000;
 
 /// A small generator of numbers that look random (xorshift64).
