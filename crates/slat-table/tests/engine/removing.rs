@@ -1,7 +1,9 @@
 //! Taking translations away: blocks in part and whole, splitting, unaligned starts.
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
 use std::sync::Mutex;
+use std::thread;
 
 use slat_table::address::{GpaRange, PAGE_SIZE};
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
@@ -263,4 +265,83 @@ fn a_block_is_not_skipped_because_the_range_ends_inside_it() {
     unmap_exactly(&table, &range(GIB + 0x7000, GIB));
     assert_eq!(look(&table, 2 * GIB + 0x6fff), None);
     assert_eq!(look(&table, 2 * GIB + 0x7000), Some((HOST + 0x7000, PAGE)));
+}
+
+// P5: a removal that turns out larger than its range.
+
+#[test]
+fn a_block_that_goes_whole_is_marked_whole() {
+    let (_machine, table) = small_table();
+    map(&table, range(GIB, GIB), HOST, GIB1, RAM);
+    let elsewhere = page(2 * GIB - PAGE_SIZE);
+    let old = table.snapshot(&elsewhere);
+    let mut restriction = table.restrict(&page(GIB));
+    assert!(
+        table.hold(&elsewhere).is_current(&old),
+        "not known to be larger yet"
+    );
+    let flush = restriction.unmap(&page(GIB), PartialBlock::Drop);
+    let during = table.snapshot(&elsewhere);
+    assert!(
+        !table.hold(&elsewhere).is_current(&during),
+        "the flush is still to come"
+    );
+    drop(flush);
+    assert!(
+        !table.hold(&elsewhere).is_current(&during),
+        "the removal has not ended"
+    );
+    drop(restriction);
+    assert!(
+        !table.hold(&elsewhere).is_current(&old),
+        "who asked the host before asks again"
+    );
+}
+
+#[test]
+fn an_unmapping_marks_what_it_was_not_begun_for() {
+    let (_machine, table) = small_table();
+    let snapshot = table.snapshot(&page(0));
+    let mut restriction = table.restrict_nothing();
+    assert!(table.hold(&page(0)).is_current(&snapshot));
+    drop(restriction.unmap(&page(0), PartialBlock::Drop));
+    assert!(!table.hold(&page(0)).is_current(&snapshot));
+    drop(restriction);
+    assert!(!table.hold(&page(0)).is_current(&snapshot));
+}
+
+#[test]
+fn nothing_above_vanishes_while_one_stripe_below_is_held() {
+    for level in [PAGE, GIB1] {
+        let (_machine, table) = small_table();
+        let (at, bytes) = if level == PAGE {
+            (GIB + 8 * MIB, PAGE_SIZE)
+        } else {
+            (GIB, GIB)
+        };
+        map(&table, range(at, bytes), HOST, level, RAM);
+        let done = AtomicBool::new(false);
+        // The stripes are marked already, so what the removal waits for is to hold them.
+        let mut restriction = table.restrict(&range(GIB, GIB));
+        thread::scope(|scope| {
+            let hold = table.hold(&page(GIB + 512 * MIB + 4 * MIB));
+            scope.spawn(|| {
+                let gone = if level == PAGE {
+                    range(GIB, GIB)
+                } else {
+                    page(GIB)
+                };
+                drop(restriction.unmap(&gone, PartialBlock::Drop));
+                done.store(true, Ordering::SeqCst);
+            });
+            thread::sleep(Duration::from_millis(30));
+            assert!(
+                !done.load(Ordering::SeqCst),
+                "{level:?} went under a held stripe"
+            );
+            drop(hold);
+        });
+        assert!(done.load(Ordering::SeqCst));
+        assert_eq!(look(&table, at), None);
+    }
 }
