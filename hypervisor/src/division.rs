@@ -18,8 +18,8 @@ const LEAST_HEAP: u64 = 8 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Division {
-    /// The hypervisor's heap.
-    pub heap: Span,
+    /// The hypervisor's heap: a piece of its own, and what lies below the hypervisor.
+    pub heap: Vec<Span>,
     /// What frames are made of: whole pages.
     pub frames: Vec<Span>,
 }
@@ -72,8 +72,15 @@ impl Division {
         let start = start
             .filter(|start| *start >= largest.start())
             .ok_or(error)?;
-        let heap = Span::new(start, largest.end() - start).ok_or(error)?;
+        let mut heap = alloc::vec![Span::new(start, largest.end() - start).ok_or(error)?];
         *largest = Span::new(largest.start(), start - largest.start()).ok_or(error)?;
+        // The guest's memory begins where the machine's does. If its first frame came from there
+        // too, nobody could see that it is translated.
+        frames.retain(|span| {
+            let below = span.end() <= image.start();
+            heap.extend(below.then_some(*span));
+            !below
+        });
         Ok(Self { heap, frames })
     }
 }
@@ -112,12 +119,7 @@ mod tests {
             machine.kernel.span,
             span(0x5400_0000, 0x5401_3000),
         ];
-        let parts: Vec<Span> = division
-            .frames
-            .iter()
-            .copied()
-            .chain([division.heap])
-            .collect();
+        let parts = [division.frames.clone(), division.heap.clone()].concat();
         for (index, part) in parts.iter().enumerate() {
             assert!(taken.iter().all(|other| !part.overlaps(*other)), "{part}");
             assert!(
@@ -135,7 +137,13 @@ mod tests {
                 .sum::<u64>()
         };
         assert_eq!(sum(&parts) + sum(&taken), 1 << 30);
-        assert_eq!(division.heap.size(), 32 << 20);
+        assert_eq!(sum(&division.heap), (32 << 20) + (2 << 20));
+        assert!(
+            division
+                .frames
+                .iter()
+                .all(|span| span.start() >= image.end())
+        );
     }
 
     #[test]

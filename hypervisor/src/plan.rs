@@ -4,7 +4,10 @@ use crate::random::Random;
 
 /// A change that a host makes to a guest's memory while the guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(clippy::exhaustive_enums, reason = "the one caller must make every change")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the one caller must make every change"
+)]
 pub enum Change {
     /// Move a page to another frame.
     MigratePage,
@@ -27,14 +30,14 @@ pub enum Change {
 
 /// The changes and how often each is drawn, of 100.
 const WEIGHTS: [(Change, u64); 8] = [
-    (Change::MigratePage, 30),
-    (Change::MigrateBlock, 20),
-    (Change::Discard, 20),
-    (Change::Split, 8),
-    (Change::ProtectPage, 8),
+    (Change::MigratePage, 38),
+    (Change::MigrateBlock, 13),
+    (Change::Discard, 24),
+    (Change::Split, 5),
+    (Change::ProtectPage, 10),
     (Change::ProtectBlock, 4),
-    (Change::Age, 5),
-    (Change::Revoke, 5),
+    (Change::Age, 3),
+    (Change::Revoke, 3),
 ];
 
 impl Change {
@@ -48,6 +51,11 @@ impl Change {
             ticket -= weight;
         }
         Self::MigratePage
+    }
+
+    /// Whether it concerns one page of 4 KiB.
+    pub const fn is_to_one_page(self) -> bool {
+        matches!(self, Self::MigratePage | Self::Discard | Self::ProtectPage)
     }
 
     /// Its name in the report.
@@ -81,7 +89,10 @@ mod tests {
         }
         for (change, weight) in WEIGHTS {
             let times = drawn[&change];
-            assert!(times.abs_diff(weight * 1000) < weight * 100, "{change:?}: {times}");
+            assert!(
+                times.abs_diff(weight * 1000) < weight * 100,
+                "{change:?}: {times}"
+            );
         }
     }
 

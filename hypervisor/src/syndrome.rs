@@ -315,7 +315,10 @@ mod tests {
         let walk = abort(0x8200_0087);
         assert_eq!((walk.access, walk.table_walk), (AccessKind::Read, true));
         let update = abort(0x9200_00cf);
-        assert_eq!((update.access, update.table_walk), (AccessKind::Write, true));
+        assert_eq!(
+            (update.access, update.table_walk),
+            (AccessKind::Write, true)
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::clock::Clock;
 use super::memory::{Guest, host_address};
 
 /// The share of the time, in percent, above which EL2 makes no more changes.
-const MOST_SHARE: u64 = 35;
+const MOST_SHARE: u64 = 37;
 /// Changes for each tick.
 const CHANGES: u32 = 4;
 /// Pages that may be away at once.
@@ -52,7 +52,10 @@ impl Churn {
     /// Churn of the RAM below guest-physical `ram_end`, with choices that depend on `seed`.
     /// `frames` is the host's free memory before the guest was made, in 4 KiB frames.
     pub(super) fn new(seed: u64, ram_end: u64, frames: u64) -> Self {
-        let report = slat_report::Churn { frames_before: frames, ..slat_report::Churn::default() };
+        let report = slat_report::Churn {
+            frames_before: frames,
+            ..slat_report::Churn::default()
+        };
         Self {
             random: Random::new(seed),
             report,
@@ -67,7 +70,10 @@ impl Churn {
 
     /// What was done. `frames` is the host's free memory after the guest was taken apart.
     pub(super) fn into_report(self, frames: u64) -> slat_report::Churn {
-        slat_report::Churn { frames_after: frames, ..self.report }
+        slat_report::Churn {
+            frames_after: frames,
+            ..self.report
+        }
     }
 
     /// Notes that the guest has memory in `range`.
@@ -94,7 +100,11 @@ impl Churn {
             }
             let change = Change::draw(&mut self.random);
             if self.make(change, guest) {
-                *self.report.changes.entry(change.name().to_string()).or_default() += 1;
+                *self
+                    .report
+                    .changes
+                    .entry(change.name().to_string())
+                    .or_default() += 1;
                 self.report.total += 1;
                 self.report.migrations_2m += u64::from(change == Change::MigrateBlock);
             } else {
@@ -107,7 +117,12 @@ impl Churn {
     /// page that is away must not come back as zeros.
     pub(super) fn before_fault(&mut self, guest: &Guest, gpa: u64) {
         let block = gpa & !(BLOCK_SIZE - 1);
-        if self.images.range(block..block + BLOCK_SIZE).next().is_some() {
+        if self
+            .images
+            .range(block..block + BLOCK_SIZE)
+            .next()
+            .is_some()
+        {
             self.settle(guest, block);
         }
     }
@@ -133,12 +148,11 @@ impl Churn {
         if change == Change::Revoke {
             return self.revoke(guest);
         }
-        let blocks = self.blocks.len() as u64;
-        let Some(&block) = self.blocks.get(index(self.random.below(blocks))) else {
+        let Some(block) = self.draw_block(change) else {
             return false;
         };
         let pages = BLOCK_SIZE.min(self.ram_end - block) / PAGE_SIZE;
-        let page = block + self.random.below(pages) * PAGE_SIZE;
+        let page = self.draw_page(guest, block, pages);
         self.settle(guest, block);
         match change {
             Change::MigratePage => migrate(guest, page, FrameSize::Base),
@@ -147,9 +161,34 @@ impl Churn {
             Change::Discard => self.discard(guest, page),
             Change::ProtectPage => self.protect(guest, page, PAGE_SIZE),
             Change::ProtectBlock => self.protect(guest, block, BLOCK_SIZE),
-            Change::Age => guest.space.age(range(block, BLOCK_SIZE)),
+            Change::Age => {
+                // Whether the block was young does not matter: it is old now.
+                guest.space.age(range(block, pages * PAGE_SIZE));
+                true
+            }
             Change::Revoke => false,
         }
+    }
+
+    /// Draws the block for a change. Changes to single pages keep to every fourth block: done
+    /// everywhere they would leave no block whole, and then nothing is ever moved as a block.
+    fn draw_block(&mut self, change: Change) -> Option<u64> {
+        let drawn = index(self.random.below(self.blocks.len() as u64));
+        let place = if change.is_to_one_page() {
+            drawn & !3
+        } else {
+            drawn
+        };
+        self.blocks.get(place).copied()
+    }
+
+    /// Draws one of the `pages` pages of the block at guest-physical `block`: one that the guest
+    /// can reach, if a few tries find one.
+    fn draw_page(&mut self, guest: &Guest, block: u64, pages: u64) -> u64 {
+        const TRIES: u32 = 8;
+        let mut draw = || block + self.random.below(pages) * PAGE_SIZE;
+        let reachable = |page: &u64| guest.memory.translate(Gpa::new(*page)).is_some();
+        (1..TRIES).map(|_| draw()).find(reachable).unwrap_or(block)
     }
 
     /// Undoes what is owed in the 2 MiB block at guest-physical `block`.
@@ -166,6 +205,7 @@ impl Churn {
     }
 
     fn discard(&mut self, guest: &Guest, page: u64) -> bool {
+        // A page that the guest cannot reach now may be one that was never there.
         if guest.memory.translate(Gpa::new(page)).is_none() {
             return false;
         }

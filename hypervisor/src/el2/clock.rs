@@ -15,7 +15,11 @@ pub(super) struct Clock {
 impl Clock {
     /// A clock that starts with the guest's first entry, which is now.
     pub(super) fn start() -> Self {
-        Self { entry: now(), el2: 0, left: None }
+        Self {
+            entry: now(),
+            el2: 0,
+            left: None,
+        }
     }
 
     /// Notes that the guest has left.

@@ -13,7 +13,7 @@ use slat_hypervisor::span::{PAGE_SIZE, Span};
 use slat_mm::frames::{FrameSize, Frames};
 use spin::Mutex;
 
-use super::cache;
+use super::{bulk, cache};
 
 /// Blocks of up to 2^32 pages: 16 TiB.
 const ORDERS: usize = 33;
@@ -39,7 +39,11 @@ impl HostMemory {
             allocator.insert(number(span.start())..number(span.end()));
             pages += span.size() / PAGE_SIZE;
         }
-        Self { allocator: Mutex::new(allocator), free_pages: AtomicU64::new(pages), coherent }
+        Self {
+            allocator: Mutex::new(allocator),
+            free_pages: AtomicU64::new(pages),
+            coherent,
+        }
     }
 
     /// Free memory in 4 KiB frames.
@@ -50,20 +54,24 @@ impl HostMemory {
     /// `bytes` bytes (a power of two, at least a page) on a boundary of that size, or `None`.
     pub(super) fn take(&self, bytes: u64) -> Option<Hpa> {
         let frame = self.allocator.lock().alloc(number(bytes))?;
-        self.free_pages.fetch_sub(bytes / PAGE_SIZE, Ordering::Relaxed);
+        self.free_pages
+            .fetch_sub(bytes / PAGE_SIZE, Ordering::Relaxed);
         Some(Hpa::new(frame as u64 * PAGE_SIZE))
     }
 
     /// Takes back what `take` gave, or a naturally aligned part of it.
     pub(super) fn give_back(&self, start: Hpa, bytes: u64) {
-        self.allocator.lock().dealloc(number(start.raw()), number(bytes));
-        self.free_pages.fetch_add(bytes / PAGE_SIZE, Ordering::Relaxed);
+        self.allocator
+            .lock()
+            .dealloc(number(start.raw()), number(bytes));
+        self.free_pages
+            .fetch_add(bytes / PAGE_SIZE, Ordering::Relaxed);
     }
 
     /// Fills `bytes` bytes at `start` with zeros, for every observer.
     pub(super) fn clear(&self, start: Hpa, bytes: u64) {
         // SAFETY: frames are RAM that EL2 maps, and this one is the caller's.
-        unsafe { pointer(start).write_bytes(0, bytes as usize) };
+        unsafe { bulk::zero(pointer(start), bytes) };
         self.show(start, bytes);
     }
 
@@ -100,7 +108,7 @@ impl Frames for HostMemory {
         // SAFETY: both are frames: RAM that EL2 maps, apart from each other. The guest may write
         // to `from` meanwhile only if the address space has left it mapped, which it never does
         // before a copy.
-        unsafe { pointer(from).copy_to_nonoverlapping(pointer(to), size.bytes() as usize) };
+        unsafe { bulk::copy(pointer(from), pointer(to), size.bytes()) };
         self.show(to, size.bytes());
     }
 

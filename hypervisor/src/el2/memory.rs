@@ -9,6 +9,7 @@ use alloc::string::{String, ToString as _};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
+use slat::GuestMemory;
 use slat::config::Config;
 use slat::notifier::Notifier;
 use slat::region::{Mapping, Region, SlotId};
@@ -20,7 +21,6 @@ use slat::table::lock::SpinLocks;
 use slat::table::table::NewTableError;
 use slat::transaction::TransactionError;
 use slat::vcpu::FaultError;
-use slat::GuestMemory;
 use slat_hypervisor::machine::{Device, Machine};
 use slat_hypervisor::options::Options;
 use slat_hypervisor::span::Span;
@@ -116,7 +116,13 @@ impl Guest {
         let registration = Arc::downgrade(&memory) as Weak<dyn Notifier>;
         space.register(Weak::clone(&registration));
         let (regions, revocable) = (Vec::new(), Vec::new());
-        Ok(Self { space, memory, regions, revocable, registration })
+        Ok(Self {
+            space,
+            memory,
+            regions,
+            revocable,
+            registration,
+        })
     }
 
     /// What `VTCR_EL2` and `VTTBR_EL2` must hold.
@@ -131,7 +137,9 @@ impl Guest {
     /// [`GuestError::Map`], [`GuestError::Range`].
     pub(super) fn back_ram(&self, ram: Span) -> Result<(), GuestError> {
         let range = HvaRange::new(host_address(ram.start()), ram.size())?;
-        Ok(self.space.map(range, Protection::ReadWrite, Backing::Anonymous)?)
+        Ok(self
+            .space
+            .map(range, Protection::ReadWrite, Backing::Anonymous)?)
     }
 
     /// Writes `bytes` into the host memory behind guest-physical `start`, as a loader does.
@@ -162,6 +170,11 @@ impl Guest {
         }
         self.create("ram", Kind::Ram, ram, options.ram)?;
         // What the loader brought is there already: it takes no faults, however RAM is mapped.
+        let loaded = if options.ram == Mapped::Fault {
+            loaded
+        } else {
+            &[]
+        };
         let mut loader = self.memory.vcpu();
         for span in loaded {
             let span = span.whole_pages();
@@ -171,7 +184,11 @@ impl Guest {
         for device in &machine.devices {
             let revocable = options.churn.is_some() && REVOCABLE.contains(&device.name.as_str());
             self.back_device(device, revocable)?;
-            let kind = if revocable { Kind::Revocable } else { Kind::Device };
+            let kind = if revocable {
+                Kind::Revocable
+            } else {
+                Kind::Device
+            };
             self.create(&device.name, kind, device.span, options.mmio)?;
         }
         self.regions.sort_by_key(|region| region.range.start());
@@ -181,8 +198,12 @@ impl Guest {
     /// The region that guest-physical `gpa` lies in.
     pub(super) fn region_mut(&mut self, gpa: u64) -> Option<&mut GuestRegion> {
         let gpa = Gpa::new(gpa);
-        let after = self.regions.partition_point(|region| region.range.start() <= gpa);
-        self.regions[..after].last_mut().filter(|region| region.range.contains(gpa))
+        let after = self
+            .regions
+            .partition_point(|region| region.range.start() <= gpa);
+        self.regions[..after]
+            .last_mut()
+            .filter(|region| region.range.contains(gpa))
     }
 
     /// Takes everything apart; afterwards every frame is free again.
@@ -200,7 +221,10 @@ impl Guest {
             self.revocable.push(device.clone());
             Backing::Driver { device, offset: 0 }
         } else {
-            Backing::Linear { hpa: Hpa::new(start), memory }
+            Backing::Linear {
+                hpa: Hpa::new(start),
+                memory,
+            }
         };
         let range = HvaRange::new(host_address(start), size)?;
         Ok(self.space.map(range, Protection::ReadWrite, backing)?)
@@ -222,7 +246,14 @@ impl Guest {
         let region = Region::new(slot, Gpa::new(start), size, host_address(start));
         let report = self.memory.insert(region.mapping(mapping))?;
         let (name, range) = (name.to_string(), report.range());
-        self.regions.push(GuestRegion { name, kind, range, mapped, report, faults: 0 });
+        self.regions.push(GuestRegion {
+            name,
+            kind,
+            range,
+            mapped,
+            report,
+            faults: 0,
+        });
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What runs on bare metal: from the boot image's first Rust function to the end of the guest.
 
+mod bulk;
 mod cache;
 mod churn;
 mod clock;
@@ -64,8 +65,10 @@ extern "C" fn start_hypervisor(tree: u64) -> ! {
         // SAFETY: the final map has this device, and the early console is given up.
         unsafe { console::use_uart(uart.start()) };
     }
-    // SAFETY: the division says that this memory is nobody else's, and it is mapped now.
-    unsafe { heap::grow(division.heap) };
+    for span in &division.heap {
+        // SAFETY: the division says that this memory is nobody else's, and it is mapped now.
+        unsafe { heap::grow(*span) };
+    }
     let features = Features::read();
     // SAFETY: as above.
     let host = unsafe { HostMemory::new(&division.frames, features.force_write_back) };
@@ -82,7 +85,9 @@ fn run_guest(
 ) -> ! {
     let frames_before = host.free_pages();
     let ram = guest_ram(machine, options, frames_before);
-    let seed = options.churn.map(|churn| churn.seed.unwrap_or_else(clock::now));
+    let seed = options
+        .churn
+        .map(|churn| churn.seed.unwrap_or_else(clock::now));
     let (mut guest, loaded) = make_guest(machine, options, tree, host, features, ram);
     let churn = options.churn.zip(seed).map(|(churn, seed)| {
         say!("churn with seed={seed} rate={}", churn.rate);
@@ -95,7 +100,10 @@ fn run_guest(
     });
     let memory = Arc::clone(&guest.memory);
     let vcpu = Vcpu::new(loaded.entry, loaded.tree, features);
-    say!("the guest starts with {} MiB of memory", options.memory >> 20);
+    say!(
+        "the guest starts with {} MiB of memory",
+        options.memory >> 20
+    );
     let finished = Run::new(vcpu, &mut guest, memory.vcpu(), churn).until_stop();
     drop(memory);
     let mut report = report::build(&guest, &finished, options, seed, loaded.frames);
@@ -115,7 +123,9 @@ fn guest_ram(machine: &Machine, options: &Options, free_pages: u64) -> Span {
     let most = loader::most_memory(free_pages);
     if options.memory > most {
         let (asked, most) = (options.memory, most >> 20);
-        refuse(format_args!("memory={asked}: expected at most {most}M on this machine"));
+        refuse(format_args!(
+            "memory={asked}: expected at most {most}M on this machine"
+        ));
     }
     machine
         .ram

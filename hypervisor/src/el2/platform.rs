@@ -35,7 +35,10 @@ struct Counts {
 impl El2Platform {
     /// Tables come from `memory`.
     pub(super) fn new(memory: Arc<HostMemory>) -> Self {
-        Self { memory, counts: Arc::default() }
+        Self {
+            memory,
+            counts: Arc::default(),
+        }
     }
 
     /// TLB maintenance so far, for the report.

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use slat::report::RegionReport;
 use slat_hypervisor::options::Options;
+use slat_hypervisor::span::PAGE_SIZE;
 use slat_report::{Faults, Notifiers, Region, Report, Tables};
 
 use super::memory::{Guest, GuestRegion, Memory};
@@ -24,18 +25,28 @@ pub(super) fn build(
 ) -> Report {
     let memory = &guest.memory;
     let stats = memory.stats();
-    let exits = finished.exits.iter().map(|(reason, count)| (reason.to_string(), *count));
+    let exits = finished
+        .exits
+        .iter()
+        .map(|(reason, count)| (reason.to_string(), *count));
     Report {
         guest_memory: options.memory,
         seed,
         mmio: options.mmio,
         ram: options.ram,
         outcome: finished.outcome.clone(),
-        regions: guest.regions.iter().map(|part| region(memory, part)).collect(),
-        faults: Faults { populated_by_loader, ..finished.faults },
+        regions: guest
+            .regions
+            .iter()
+            .map(|part| region(memory, part))
+            .collect(),
+        faults: Faults {
+            populated_by_loader,
+            ..finished.faults
+        },
         exits: exits.collect(),
         tables: Tables {
-            pages: stats.tables,
+            pages: stats.table_bytes / PAGE_SIZE,
             bytes: stats.table_bytes,
             minimum_bytes: memory.minimum_table_bytes(),
         },
@@ -65,7 +76,9 @@ fn region(memory: &Memory, region: &GuestRegion) -> Region {
         name: region.name.clone(),
         kind: region.kind,
         gpa: start.raw(),
-        hpa: memory.translate(start).map(|translation| translation.hpa.raw()),
+        hpa: memory
+            .translate(start)
+            .map(|translation| translation.hpa.raw()),
         size: region.range.bytes(),
         mapped: region.mapped,
         mapped_at_creation: region.report.mapped_bytes(),

@@ -53,7 +53,16 @@ impl<'m> Run<'m> {
     ) -> Self {
         let (churn, ticks) = churn.unzip();
         let (exits, faults) = (BTreeMap::new(), Faults::default());
-        Self { vcpu, guest, faulting, churn, ticks, clock: Clock::start(), exits, faults }
+        Self {
+            vcpu,
+            guest,
+            faulting,
+            churn,
+            ticks,
+            clock: Clock::start(),
+            exits,
+            faults,
+        }
     }
 
     /// Runs the guest until it stops or the hypervisor cannot go on.
@@ -67,8 +76,20 @@ impl<'m> Run<'m> {
             self.clock.leave();
             if let Some(outcome) = self.handle(exception) {
                 self.faults.by_size = blocks(&self.faulting.stats().leaves);
-                let Self { exits, faults, clock, churn, .. } = self;
-                return Finished { outcome, exits, faults, clock, churn };
+                let Self {
+                    exits,
+                    faults,
+                    clock,
+                    churn,
+                    ..
+                } = self;
+                return Finished {
+                    outcome,
+                    exits,
+                    faults,
+                    clock,
+                    churn,
+                };
             }
         }
     }
@@ -157,7 +178,10 @@ impl<'m> Run<'m> {
             AccessKind::Write => Access::Write,
             AccessKind::Fetch => Access::Execute,
         };
-        let outcome = match self.faulting.fault(Fault { gpa: Gpa::new(gpa), access }) {
+        let outcome = match self.faulting.fault(Fault {
+            gpa: Gpa::new(gpa),
+            access,
+        }) {
             Ok(outcome) => outcome,
             Err(error) => return Some(self.failed(&format!("fault at {gpa:#x}: {error}"))),
         };
@@ -224,5 +248,9 @@ impl<'m> Run<'m> {
 /// Leaves by level, pages first, as the report has them.
 pub(super) fn blocks(leaves: &[u64]) -> Blocks {
     let level = |level: usize| leaves.get(level).copied().unwrap_or(0);
-    Blocks { pages_4k: level(0), blocks_2m: level(1), blocks_1g: level(2) }
+    Blocks {
+        pages_4k: level(0),
+        blocks_2m: level(1),
+        blocks_1g: level(2),
+    }
 }

@@ -20,8 +20,8 @@ use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use slat_hypervisor::machine::Machine;
 use thiserror::Error;
 
-use super::cpu;
 use super::registers::{read, write};
+use super::{clock, cpu};
 
 /// Above every priority that the guest uses: it preempts the guest's own interrupt handlers.
 const PRIORITY: u8 = 0;
@@ -34,6 +34,8 @@ pub(super) struct Ticks {
     redistributor: GicRedistributor<'static>,
     interrupt: IntId,
     period: u64,
+    /// When the next tick is due; 0 before the first.
+    next: u64,
 }
 
 /// A machine without what ticks take.
@@ -59,9 +61,12 @@ impl Ticks {
     /// Nothing else at EL2 may use the GIC, which must be mapped as the machine says.
     pub(super) unsafe fn new(machine: &Machine, rate: u32) -> Result<Self, TicksError> {
         let line = machine.hypervisor_timer.ok_or(TicksError::NoTimer)?;
-        let distributor = machine.device("gicd").and_then(|span| pointer::<Gicd>(span.start()));
-        let redistributors =
-            machine.device("gicr").and_then(|span| pointer::<GicrSgi>(span.start()));
+        let distributor = machine
+            .device("gicd")
+            .and_then(|span| pointer::<Gicd>(span.start()));
+        let redistributors = machine
+            .device("gicr")
+            .and_then(|span| pointer::<GicrSgi>(span.start()));
         let error = TicksError::NoRedistributor;
         // SAFETY: the caller vouches for the mapping and for there being no other user.
         let distributor = unsafe { UniqueMmioPointer::new(distributor.ok_or(error)?) };
@@ -78,22 +83,28 @@ impl Ticks {
             redistributor,
             interrupt: IntId::ppi(line),
             period: read!("cntfrq_el0") / u64::from(rate),
+            next: 0,
         })
     }
 
-    /// Makes sure that the next tick comes, whatever the guest has done to the GIC.
+    /// Makes sure that the next tick comes, whatever the guest has done to the GIC: ticks that stay
+    /// away are set up anew.
     pub(super) fn arm(&mut self) {
+        if clock::now() < self.next + self.period {
+            return;
+        }
         let group = Group::Secure(SecureIntGroup::Group0);
         let configured = self
             .redistributor
             .set_group(self.interrupt, group)
-            .and_then(|()| self.redistributor.set_interrupt_priority(self.interrupt, PRIORITY))
+            .and_then(|()| {
+                self.redistributor
+                    .set_interrupt_priority(self.interrupt, PRIORITY)
+            })
             .and_then(|()| self.redistributor.enable_interrupt(self.interrupt, true));
         debug_assert!(configured.is_ok(), "a PPI has a redistributor's registers");
         self.distributor.enable_group0(true);
-        if read!("cnthp_ctl_el2") & 1 == 0 {
-            self.set_next();
-        }
+        self.set_next();
     }
 
     /// Takes the interrupt that brought the guest out. Whether it was a tick.
@@ -109,10 +120,10 @@ impl Ticks {
     }
 
     fn set_next(&mut self) {
-        let next = read!("cntpct_el0") + self.period;
+        self.next = clock::now() + self.period;
         // SAFETY: the EL2 physical timer is the hypervisor's alone.
         unsafe {
-            write!("cnthp_cval_el2", next);
+            write!("cnthp_cval_el2", self.next);
             write!("cnthp_ctl_el2", 1_u64);
             core::arch::asm!("isb", options(nostack, preserves_flags));
         }
