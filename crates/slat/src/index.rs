@@ -147,22 +147,14 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::region::{Region, SlotId};
+    use crate::testing::geometry;
     use proptest::prelude::*;
     use slat_table::address::{Gpa, Hva};
-    use slat_table::geometry::{Geometry, Level, LevelShape};
 
     fn slot(id: u32, hva_page: u64, pages: u64) -> Slot {
-        let shape = LevelShape {
-            shift: 12,
-            index_bits: 28,
-            table_bytes: 4096,
-            leaf: true,
-        };
-        let geometry = Geometry::new(&[shape], 40).unwrap();
-        assert_eq!(geometry.root(), Level::PAGE);
         let gpa = Gpa::new(u64::from(id) << 24);
         Region::new(SlotId(id), gpa, pages << 12, Hva::new(hva_page << 12))
-            .validate(&Config::new(), &geometry)
+            .validate(&Config::new(), &geometry())
             .unwrap()
     }
 

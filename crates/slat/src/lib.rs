@@ -39,6 +39,8 @@ pub mod region;
 pub mod report;
 pub mod slots;
 pub mod stats;
+#[cfg(test)]
+mod testing;
 pub mod transaction;
 pub mod vcpu;
 

@@ -259,3 +259,82 @@ fn plan(geometry: &Geometry, request: &Request<'_>, gpa: Gpa, page: &HostPage) -
         hpa: hpa_of(range.start()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::region::{Region, SlotId};
+    use crate::testing::{FEATURES, geometry};
+    use slat_table::address::{HvaRange, PAGE_SIZE};
+    use slat_table::format::arm64::Arm64;
+
+    const BLOCK: u64 = 2 << 20;
+    const HVA: u64 = 0x7f00_0000_0000;
+
+    fn slot(region: Region) -> Slot {
+        region.validate(&Config::new(), &geometry()).unwrap()
+    }
+
+    fn region() -> Region {
+        let gpa = Gpa::new(4 * BLOCK);
+        Region::new(SlotId(1), gpa, 4 * BLOCK, Hva::new(HVA))
+    }
+
+    fn page() -> HostPage {
+        HostPage {
+            block: HvaRange::new(Hva::new(HVA), 4 * BLOCK).unwrap(),
+            hpa: Hpa::new(0x8000_0000),
+            writable: true,
+            kind: PageKind::Ram,
+            memory: MemoryType::WriteBack,
+        }
+    }
+
+    fn request(slot: &Slot, access: Access) -> Request<'_> {
+        Request {
+            slot,
+            generation: 1,
+            gpa: Gpa::new(5 * BLOCK + PAGE_SIZE),
+            access,
+            reach: Reach::Leaf,
+        }
+    }
+
+    #[test]
+    fn a_logged_slot_is_mapped_in_pages() {
+        let size = |region: Region| {
+            let slot = slot(region);
+            let request = request(&slot, Access::Write);
+            plan(&geometry(), &request, request.gpa, &page())
+                .range
+                .bytes()
+        };
+        assert_eq!(size(region()), BLOCK);
+        assert_eq!(size(region().log_dirty()), PAGE_SIZE);
+        let never_written = region().log_dirty().read_only();
+        assert_eq!(size(never_written), BLOCK);
+    }
+
+    #[test]
+    fn a_logged_page_becomes_writable_by_a_write_only() {
+        let logged = slot(region().log_dirty());
+        for access in [Access::Read, Access::Write, Access::Execute] {
+            let request = request(&logged, access);
+            let given = attributes::<Arm64>(&request, &page(), &FEATURES).unwrap();
+            assert_eq!(given.permissions.write, access == Access::Write);
+        }
+    }
+
+    #[test]
+    fn an_answer_about_another_place_is_taken_for_one_page() {
+        let slot = slot(region());
+        let request = request(&slot, Access::Read);
+        let elsewhere = HostPage {
+            block: HvaRange::new(Hva::new(HVA - BLOCK), BLOCK).unwrap(),
+            ..page()
+        };
+        let plan = plan(&geometry(), &request, request.gpa, &elsewhere);
+        assert_eq!(plan.range.bytes(), PAGE_SIZE);
+    }
+}

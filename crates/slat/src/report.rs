@@ -344,3 +344,61 @@ impl fmt::Display for Bytes {
         write!(f, "{} B", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::host::HostPage;
+    use crate::region::Region;
+    use crate::testing::geometry;
+    use alloc::string::ToString;
+    use slat_table::address::{Gpa, Hpa, Hva};
+    use slat_table::attributes::MemoryType;
+    use slat_table::table::Installed;
+
+    #[test]
+    fn a_logged_slot_gives_logging_as_the_reason() {
+        let (gpa, bytes) = (Gpa::new(0), 2 << 20);
+        let region = Region::new(SlotId(1), gpa, bytes, Hva::new(0)).log_dirty();
+        let slot = region.validate(&Config::new(), &geometry()).unwrap();
+        let block = HvaRange::new(Hva::new(0), bytes).unwrap();
+        let (kind, memory) = (PageKind::Ram, MemoryType::WriteBack);
+        let vma = Vma {
+            range: block,
+            writable: true,
+            kind,
+            memory,
+        };
+        let mapped = Mapped {
+            range: GpaRange::new(gpa, 4096).unwrap(),
+            level: Level::PAGE,
+            hpa: Hpa::new(0),
+            page: HostPage {
+                block,
+                hpa: Hpa::new(0),
+                writable: true,
+                kind,
+                memory,
+            },
+            installed: Installed::default(),
+        };
+        let reason = Reason::not_larger(&geometry(), &slot, &vma, &mapped);
+        assert_eq!(reason, Some(Reason::DirtyLogging));
+    }
+
+    #[test]
+    fn bytes_are_given_in_the_largest_unit_that_divides_them() {
+        let given = [0, 1, 4096, 1 << 20, 3 << 30, 5 << 40, (1 << 30) + 4096];
+        let expected = [
+            "0 B",
+            "1 B",
+            "4 KiB",
+            "1 MiB",
+            "3 GiB",
+            "5 TiB",
+            "1048580 KiB",
+        ];
+        assert_eq!(given.map(|bytes| Bytes(bytes).to_string()), expected);
+    }
+}

@@ -1,7 +1,7 @@
 //! Invalidations: what they take away, what they leave, and how long.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use slat::Outcome;
 use slat::notifier::Notifier;
@@ -217,7 +217,7 @@ fn a_transaction_waits_for_one_over_its_new_slot_and_for_no_other() {
             vm.memory.insert(slot).unwrap();
             assert!(ended.load(Ordering::SeqCst), "it did not wait");
         });
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(core::time::Duration::from_millis(30));
         assert_eq!(vm.memory.slots().slots().len(), 1);
         ended.store(true, Ordering::SeqCst);
         vm.memory.end(here);
@@ -280,7 +280,7 @@ fn release_takes_everything_away() {
 #[test]
 fn one_that_is_forgotten_stalls_and_does_no_harm() {
     let vm = device(PAGE);
-    std::mem::forget(vm.memory.invalidate(hva_range(HVA, PAGE)));
+    core::mem::forget(vm.memory.invalidate(hva_range(HVA, PAGE)));
     assert_eq!(vm.read(GPA), Outcome::Retry);
     assert_eq!(vm.mapped_bytes(), 0);
     vm.end();

@@ -6,9 +6,10 @@
 mod blocks;
 mod creation;
 mod faults;
+mod hazards;
 mod invalidation;
 mod preparation;
-
+mod random;
 mod regions;
 mod reports;
 mod scripted_host;

@@ -69,6 +69,27 @@ struct Pages {
     hook: Option<Hook>,
 }
 
+impl Pages {
+    /// Puts back what of `block` at `hva` lies outside `range`, in the largest blocks.
+    fn keep_outside(&mut self, range: HvaRange, hva: u64, block: Block) {
+        let whole = hva_range(hva, block.bytes);
+        if !range.overlaps(&whole) {
+            self.blocks.insert(hva, block);
+        } else if !range.covers(&whole) {
+            let bytes = block.bytes / 2;
+            for offset in [0, bytes] {
+                let hpa = block.hpa + offset;
+                let half = Block {
+                    bytes,
+                    hpa,
+                    ..block
+                };
+                self.keep_outside(range, hva + offset, half);
+            }
+        }
+    }
+}
+
 #[derive(Clone, Default)]
 pub(crate) struct ScriptedHost {
     mappings: Arc<RwLock<Vec<Mapping>>>,
@@ -195,13 +216,6 @@ impl ScriptedHost {
         self.discard(range);
     }
 
-    /// Changes the mapping around `hva`.
-    pub(crate) fn change(&self, hva: u64, change: impl FnOnce(&mut Mapping)) {
-        let mut mappings = self.mappings.write().unwrap();
-        let around = |mapping: &&mut Mapping| mapping.vma.range.contains(Hva::new(hva));
-        change(mappings.iter_mut().find(around).unwrap());
-    }
-
     /// Puts a block behind its addresses.
     pub(crate) fn put(&self, hva: u64, block: Block) {
         self.discard(hva_range(hva, block.bytes));
@@ -222,31 +236,24 @@ impl ScriptedHost {
         );
     }
 
-    /// Takes the pages in `range` away; a block that is only partly inside is cut into pages.
+    /// Takes the pages in `range` away; a block that is only partly inside is cut.
     pub(crate) fn discard(&self, range: HvaRange) {
+        let touched = self.blocks_touching(range);
         let mut pages = self.pages();
-        let touched: Vec<(u64, Block)> = pages
-            .blocks
-            .iter()
-            .filter(|(hva, block)| hva_range(**hva, block.bytes).overlaps(&range))
-            .map(|(hva, block)| (*hva, *block))
-            .collect();
-        for (hva, block) in touched {
-            pages.blocks.remove(&hva);
-            if range.covers(&hva_range(hva, block.bytes)) {
-                continue;
-            }
-            for offset in (0..block.bytes).step_by(PAGE_SIZE as usize) {
-                if !range.contains(Hva::new(hva + offset)) {
-                    let page = Block {
-                        bytes: PAGE_SIZE,
-                        hpa: block.hpa + offset,
-                        ..block
-                    };
-                    pages.blocks.insert(hva + offset, page);
-                }
+        for block in touched {
+            let start = block.start().raw();
+            if let Some(block) = pages.blocks.remove(&start) {
+                pages.keep_outside(range, start, block);
             }
         }
+    }
+
+    /// The blocks of which a part lies in `range`.
+    pub(crate) fn blocks_touching(&self, range: HvaRange) -> Vec<HvaRange> {
+        let pages = self.pages();
+        let blocks = pages.blocks.iter();
+        let ranges = blocks.map(|(hva, block)| hva_range(*hva, block.bytes));
+        ranges.filter(|block| block.overlaps(&range)).collect()
     }
 
     /// Moves the whole blocks in `range` to other frames.
@@ -289,18 +296,41 @@ impl ScriptedHost {
 
     /// What was asked since the last call.
     pub(crate) fn questions(&self) -> Vec<Question> {
-        std::mem::take(&mut self.pages().questions)
+        core::mem::take(&mut self.pages().questions)
     }
 
     /// The host physical address behind `hva` and whether it may be written, if present.
     pub(crate) fn look(&self, hva: u64) -> Option<(u64, bool)> {
+        let page = self.page(hva)?;
+        Some((
+            page.hpa.raw() + (hva - page.block.start().raw()),
+            page.writable,
+        ))
+    }
+
+    /// Whether all of `range` is present, linear from `hpa` on, and may be written if `write`.
+    pub(crate) fn shows(&self, range: HvaRange, hpa: u64, write: bool) -> bool {
+        let mut rest = Some(range);
+        while let Some(todo) = rest {
+            let Some(page) = self.page(todo.start().raw()) else {
+                return false;
+            };
+            let expected = hpa + (todo.start().raw() - range.start().raw());
+            let found = page.hpa.raw() + (todo.start().raw() - page.block.start().raw());
+            if found != expected || (write && !page.writable) {
+                return false;
+            }
+            rest = todo.from(page.block.end());
+        }
+        true
+    }
+
+    fn page(&self, hva: u64) -> Option<HostPage> {
         let mapping = self.find(hva)?;
-        let page = match mapping.vma.kind {
-            PageKind::Pfnmap => mapping.device_page(hva),
-            PageKind::Ram => self.present(&mapping, hva)?,
-        };
-        let hpa = page.hpa.raw() + (hva - page.block.start().raw());
-        Some((hpa, page.writable && mapping.vma.writable))
+        match mapping.vma.kind {
+            PageKind::Pfnmap => Some(mapping.device_page(hva)),
+            PageKind::Ram => self.present(&mapping, hva),
+        }
     }
 
     /// Whether the mappings are locked at this moment.

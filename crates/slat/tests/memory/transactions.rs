@@ -1,6 +1,6 @@
 //! Creating, deleting and replacing slots: all of it or nothing, and nothing between.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use slat::Outcome;
 use slat::region::SlotId;
