@@ -1,9 +1,10 @@
 //! The address space: where host virtual addresses are mapped, unmapped and protected.
 //!
 //! Lock order: the mmap lock, then an object's lock, then the list of notifiers, then what the
-//! notifiers themselves take. The mmap lock is held for writing where VMAs change, and for
-//! reading by everything else; an object's lock is held from before `begin` until after `end`
-//! of a change to its frames, so that whoever resolves sees the state before or after.
+//! notifiers themselves take. The mmap lock is held for writing where VMAs change, which keeps
+//! everybody out, and for reading by everything else. What changes an object's frames with the
+//! mmap lock held for reading holds the object's lock from before `begin` until after `end`. So
+//! whoever resolves sees the state before or after.
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -208,8 +209,8 @@ impl<F: Frames, L: Locks> AddressSpace<F, L> {
         self.shared.notifiers.register(notifier);
     }
 
-    /// Leaves `notifier` alone from now on; a change under way is still ended. Returns whether it
-    /// was registered.
+    /// Leaves `notifier` alone from now on; a change under way is still ended. From here on it must
+    /// not use anything that this address space has shown it. Returns whether it was registered.
     pub fn unregister(&self, notifier: &Weak<dyn Notifier>) -> bool {
         self.shared.notifiers.unregister(notifier)
     }

@@ -42,12 +42,12 @@ impl<L: Locks> fmt::Debug for View<'_, L> {
 // SAFETY: by the number of the promise:
 // 1. Pages come out of `peek` and `fault` with the mmap lock held for reading and, where the
 //    object can change by itself, under the object's lock. What they say depends on the VMA and
-//    on the object's frames or the device's state. VMAs are changed only by `unmap` and `protect`,
-//    with the mmap lock held for writing and between `begin` and `end` of a bracket that covers
-//    every page lost; frames are replaced or taken only by these two, by `discard`, and by
-//    `migrate`, under the object's lock from before `begin`, with the bracket widened to whole
-//    frames; a device's pages are taken only by `revoke`, under the device's lock, with a bracket
-//    for every extent from which `fault` and `peek` have shown anything since the last one.
+//    on the object's frames or the device's state. `map` only adds VMAs. `unmap` and `protect`
+//    change them, and their frames, with the mmap lock held for writing; `discard` and `migrate`
+//    take and replace frames with the object's lock held from before `begin` until after `end`.
+//    All of them announce every page lost, widened to whole frames. A device's pages are taken
+//    by `revoke`, under the device's lock, which announces every extent from which `fault` and
+//    `peek` have shown anything since the last time; `unmap` announces before it forgets one.
 //    Splitting a frame or a VMA changes neither address nor permission. The end of the whole
 //    address space first unmaps everything, so that nothing resolves any more, and frees frames
 //    only after every notifier's `release` has returned.

@@ -11,16 +11,19 @@ use slat::notifier::{Notifier, Ticket};
 use slat::region::Region;
 use slat::vcpu::{Denial, FaultError};
 use slat::{Config, Fault, GuestMemory, Outcome, SlotId};
-use slat_mm::AddressSpace;
 use slat_mm::arena::Arena;
+use slat_mm::{AddressSpace, Backing, DriverDevice, Protection};
 use slat_table::address::{Gpa, GpaRange, Hpa, HpaRange, Hva, HvaRange, PAGE_SIZE};
-use slat_table::attributes::Access;
+use slat_table::attributes::{Access, MemoryType};
 use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::lock::StdLocks;
 use slat_table::simulated::SimulatedPlatform;
 
 pub(crate) type Space = AddressSpace<Arc<Arena>, StdLocks>;
 pub(crate) type Memory = GuestMemory<Arm64, Space, SimulatedPlatform<StdLocks>>;
+
+/// First page of a 2 MiB block.
+pub(crate) const BLOCK: u64 = 0x1_0200;
 
 /// Where the guest sees the first host virtual address of its slot.
 pub(crate) const GUEST_BASE: u64 = 0x8000_0000;
@@ -39,6 +42,23 @@ pub(crate) fn pages(first: u64, pages: u64) -> HvaRange {
 /// The address of page number `page`.
 pub(crate) fn hva(page: u64) -> Hva {
     Hva::new(page * PAGE_SIZE)
+}
+
+/// An address space in which a guest sees `range`, backed by anonymous memory.
+pub(crate) fn anonymous(range: HvaRange) -> (Arc<Arena>, Space, Arc<Guest>) {
+    let arena = arena(16);
+    let space = Space::new(Arc::clone(&arena));
+    space
+        .map(range, Protection::ReadWrite, Backing::Anonymous)
+        .unwrap();
+    let guest = Guest::new(&space, range);
+    (arena, space, guest)
+}
+
+/// A revocable device of `pages` pages.
+pub(crate) fn device(pages: u64) -> DriverDevice<StdLocks> {
+    let range = HpaRange::new(Hpa::new(0x10_0000_0000), pages * PAGE_SIZE).unwrap();
+    DriverDevice::new(range, MemoryType::Device)
 }
 
 /// One slot, and the shadow.
@@ -196,21 +216,33 @@ impl Guest {
             let hpa = now.hpa.raw() + (hva.raw() - now.block.start().raw());
             assert_eq!((hpa, now.kind), (shown.hpa.raw(), shown.kind), "at {hva}");
         }
-        for index in 0..self.slot.pages() {
-            let hva = Hva::new(self.slot.start().raw() + index * PAGE_SIZE);
-            let Some(mapped) = self.memory.translate(self.gpa(hva)) else {
-                continue;
-            };
-            let page = view.peek(hva, Access::Read);
-            let page = page.unwrap_or_else(|error| panic!("a guest reaches {hva}, but {error}"));
-            let hpa = page.hpa.raw() + (hva.raw() - page.block.start().raw());
-            assert_eq!(
-                mapped.hpa.raw(),
-                hpa,
-                "the guest reaches another frame at {hva}"
-            );
-            assert!(page.writable || !mapped.attributes.permissions.write);
+        for leaf in self.leaves(self.slot) {
+            for index in 0..leaf.pages() {
+                let hva = Hva::new(leaf.start().raw() + index * PAGE_SIZE);
+                let mapped = self.memory.translate(self.gpa(hva)).unwrap();
+                let page = view.peek(hva, Access::Read);
+                let page = page.unwrap_or_else(|error| panic!("a guest reaches {hva}: {error}"));
+                let hpa = page.hpa.raw() + (hva.raw() - page.block.start().raw());
+                assert_eq!(
+                    mapped.hpa.raw(),
+                    hpa,
+                    "the guest reaches another frame at {hva}"
+                );
+                assert!(page.writable || !mapped.attributes.permissions.write);
+            }
         }
+    }
+
+    /// What the guest has mapped of `range`, leaf by leaf.
+    fn leaves(&self, range: HvaRange) -> Vec<HvaRange> {
+        let guest_range = GpaRange::new(self.gpa(range.start()), range.bytes()).unwrap();
+        let mut leaves = Vec::new();
+        self.memory.table().for_each_leaf(&guest_range, |leaf, _| {
+            let leaf = leaf.intersection(&guest_range).unwrap();
+            let start = leaf.start().raw() - GUEST_BASE + self.slot.start().raw();
+            leaves.push(HvaRange::new(Hva::new(start), leaf.bytes()).unwrap());
+        });
+        leaves
     }
 
     fn assert_not_freed(&self, hpa: Hpa) {
@@ -232,10 +264,11 @@ impl Notifier for Guest {
     fn begin(&self, range: HvaRange) -> Ticket {
         let ticket = self.memory.begin(range);
         if let Some(mine) = range.intersection(&self.slot) {
-            for index in 0..mine.pages() {
-                let gpa = self.gpa(Hva::new(mine.start().raw() + index * PAGE_SIZE));
-                assert!(self.memory.translate(gpa).is_none());
-            }
+            assert_eq!(
+                self.leaves(mine),
+                [],
+                "the guest still reaches a part of {range}"
+            );
         }
         let mut shadow = self.shadow.lock().unwrap();
         let taken: Vec<_> = shadow

@@ -16,10 +16,8 @@ use slat_mm::{Backing, DriverDevice, FrameSize, Frames, Protection};
 use slat_table::address::{Hpa, HpaRange, PAGE_SIZE};
 use slat_table::attributes::{Access, MemoryType};
 
-use crate::guest::{Guest, Space, arena, hva, pages};
+use crate::guest::{BLOCK, Guest, Space, arena, hva, pages};
 
-/// First page of a 2 MiB block.
-const BLOCK: u64 = 0x1_0200;
 const DEVICE: u64 = BLOCK + 2048;
 
 /// A small generator of numbers that look random (`splitmix64`).
