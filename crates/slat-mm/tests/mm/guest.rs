@@ -187,6 +187,8 @@ impl Guest {
         for _ in 0..4 {
             let found = self.memory.translate(gpa);
             if let Some(found) = found.filter(|t| t.attributes.permissions.allow(access)) {
+                // What the guest has mapped is an answer that it keeps.
+                self.peek(hva, access).unwrap();
                 return Ok(Hpa::new(found.hpa.raw() & !(PAGE_SIZE - 1)));
             }
             match vcpu.fault(Fault { gpa, access }) {

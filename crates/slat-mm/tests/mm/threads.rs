@@ -195,24 +195,28 @@ fn guests_never_notice_that_their_memory_moves() {
 }
 
 #[test]
-fn threads_that_fault_one_page_get_one_frame() {
-    for round in 0..50 {
+fn threads_that_bring_one_page_get_one_frame() {
+    for round in 0..60 {
         let arena = arena(8);
         let space = Space::new(Arc::clone(&arena));
+        let block = pages(BLOCK, 512);
         space
-            .map(pages(BLOCK, 512), Protection::ReadWrite, Backing::Anonymous)
+            .map(block, Protection::ReadWrite, Backing::Anonymous)
             .unwrap();
         arena.refuse_huge(round % 2 == 0);
         let barrier = Barrier::new(4);
-        let fault = || {
+        let bring = |populate: bool| {
             barrier.wait();
+            if populate {
+                space.populate(pages(BLOCK, 16), Access::Write).unwrap();
+            }
             let page = space.fault(hva(BLOCK + 9), Access::Write).unwrap();
             page.hpa.raw() - page.block.start().raw()
         };
+        let bring = &bring;
         let all = thread::scope(|scope| {
-            [(); 4]
-                .map(|()| scope.spawn(fault))
-                .map(|thread| thread.join().unwrap())
+            let threads = [true, false, true, false].map(|how| scope.spawn(move || bring(how)));
+            threads.map(|thread| thread.join().unwrap())
         });
         assert!(all.iter().all(|frame| *frame == all[0]), "{all:x?}");
         assert_eq!(
