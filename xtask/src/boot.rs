@@ -198,10 +198,10 @@ impl Options {
     }
 }
 
-/// The task of checking a quarter of the guest's memory for a while. The rest is left to the
+/// The task of checking an eighth of the guest's memory for a while. The rest is left to the
 /// kernel and to the files.
 pub(crate) fn check_task(guest_memory: Size, seconds: u64, seed: u64) -> String {
-    format!("check:{seconds}:{}:{seed}", guest_memory.0 / 4 / MIB)
+    format!("check:{seconds}:{}:{seed}", guest_memory.0 / 8 / MIB)
 }
 
 /// How long a boot with so much time under churn may take in all.
@@ -247,7 +247,7 @@ mod tests {
     fn churn_gives_the_guest_work_to_check() {
         let boot = parse(&["--churn", "--seed", "9", "--seconds", "5"]).unwrap();
         assert_eq!(boot.churn, Some(9));
-        assert_eq!(boot.tasks, ["check:5:128:9"]);
+        assert_eq!(boot.tasks, ["check:5:64:9"]);
         assert_eq!(boot.limit, Some(Duration::from_secs(310)));
     }
 
