@@ -5,6 +5,7 @@
 
 mod blocks;
 mod creation;
+mod documentation;
 mod faults;
 mod hazards;
 mod invalidation;

@@ -1,0 +1,30 @@
+//! `docs/kvm-differences.md` names a test for everything that it claims; this looks for them.
+
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn every_test_that_the_page_on_kvm_names_exists() {
+    let krate = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = krate.join("../../docs/kvm-differences.md");
+    let page = fs::read_to_string(page).unwrap();
+    let quoted = page.split('`').skip(1).step_by(2);
+    let mut named = 0;
+    for (module, test) in quoted.filter_map(|quoted| quoted.split_once("::")) {
+        let is_module = module.starts_with(char::is_lowercase);
+        if !is_module {
+            continue;
+        }
+        let place = match module {
+            unit if unit.starts_with("src/") => format!("{unit}.rs"),
+            loom if loom.starts_with("loom_") => format!("tests/{loom}.rs"),
+            other => format!("tests/memory/{other}.rs"),
+        };
+        let source = fs::read_to_string(krate.join(&place)).unwrap();
+        let definition = format!("#[test]\nfn {test}() {{").replace('\n', "");
+        let found = source.lines().map(str::trim).collect::<String>();
+        assert!(found.contains(&definition), "{place} has no test {test}");
+        named += 1;
+    }
+    assert!(named > 60, "only {named} tests found");
+}
