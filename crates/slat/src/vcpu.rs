@@ -165,11 +165,14 @@ impl<'m, F: Format, H: Host, P: Platform> Vcpu<'m, F, H, P> {
     }
 
     /// Maps `range` ahead of faults, as reads would, as far as the slots and the host allow.
-    /// What is mapped may be taken away again at any time.
+    /// What is mapped may be taken away again at any time. Look at what comes back: a range that
+    /// stopped early can be gone on with from there.
     ///
     /// # Errors
     ///
-    /// [`FaultError`] if memory ran out or the host's answer cannot be expressed.
+    /// [`FaultError`] if memory ran out or the host's answer cannot be expressed, and nothing was
+    /// mapped before. Where something was, that is what is returned, stopped by
+    /// [`Outcome::Retry`]: going on from there meets the error.
     pub fn prefault(&mut self, range: &GpaRange) -> Result<Prefaulted, FaultError> {
         let mut rest = Some(*range);
         while let Some(todo) = rest {
@@ -177,9 +180,12 @@ impl<'m, F: Format, H: Host, P: Platform> Vcpu<'m, F, H, P> {
                 gpa: todo.start(),
                 access: Access::Read,
             };
-            let (outcome, end) = self.handle(fault, Reach::Run)?;
+            let bytes = todo.start().raw() - range.start().raw();
+            let (outcome, end) = match self.handle(fault, Reach::Run) {
+                Err(_) if bytes != 0 => (Outcome::Retry, None),
+                handled => handled?,
+            };
             let Some(end) = end else {
-                let bytes = todo.start().raw() - range.start().raw();
                 return Ok(Prefaulted {
                     bytes,
                     stopped: Some(outcome),

@@ -460,6 +460,20 @@ fn a_prefault_stops_at_what_the_host_refuses() {
 }
 
 #[test]
+fn a_prefault_gives_its_progress_or_an_error_never_both() {
+    let vm = vm(Mapping::ram(HVA, 4 * PAGE));
+    vm.host.fail(HVA + 2 * PAGE, Failure::NoMemory);
+    let mut vcpu = vm.memory.vcpu();
+    let range = gpa_range(GPA, 4 * PAGE);
+    let done = vcpu.prefault(&range).unwrap();
+    let (bytes, stopped) = (2 * PAGE, Some(Outcome::Retry));
+    assert_eq!(done, Prefaulted { bytes, stopped });
+    let rest = range.from(Gpa::new(GPA + bytes)).unwrap();
+    let error = vcpu.prefault(&rest).unwrap_err();
+    assert_eq!(error, FaultError::HostNoMemory(Hva::new(HVA + bytes)));
+}
+
+#[test]
 fn a_prefault_that_meets_a_change_can_go_on_from_where_it_stopped() {
     let vm = vm(Mapping::ram(HVA, 2 * BLOCK));
     let ticket = vm.memory.begin(hva_range(HVA + BLOCK, PAGE));

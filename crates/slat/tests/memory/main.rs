@@ -14,5 +14,6 @@ mod random;
 mod regions;
 mod reports;
 mod scripted_host;
+mod threads;
 mod transactions;
 mod vm;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::prelude::*;
 use proptest::sample::select;
 use slat::Outcome;
+use slat::config::{Config, WriteCheck};
 use slat::notifier::{Notifier, Ticket};
 use slat::region::{Mapping as When, Region, Slot, SlotId};
 use slat::table::address::{Gpa, Hpa, Hva, HvaRange};
@@ -545,13 +546,28 @@ impl Asked {
     }
 }
 
+/// Fewer cases than usual, as each is long; more on demand.
+fn cases() -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 96;
+    }
+    config
+}
+
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn the_invariants_hold_after_every_step(
         first in prop::collection::vec(asked(), 2..4),
         steps in prop::collection::vec(step(), 1..60),
+        stripes in select(vec![1, 4, 64]),
+        address_bits in select(vec![40, 48]),
     ) {
-        let vm = Vm::lenient(&mappings());
+        let config = Config::new().write_check(WriteCheck::Lenient);
+        let config = config.stripes(stripes).address_bits(address_bits);
+        let vm = Vm::with(config, MODERN, &mappings());
         let mut run = Run::new(&vm);
         for asked in first {
             run.step(&Step::Replace(asked));
