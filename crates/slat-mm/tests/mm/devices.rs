@@ -184,6 +184,38 @@ fn a_driver_shows_pages_on_demand_and_takes_them_away() {
 }
 
 #[test]
+fn a_device_can_be_write_protected() {
+    let linear = Backing::Linear {
+        hpa: Hpa::new(0x900_0000),
+        memory: MemoryType::Device,
+    };
+    let driver = Backing::Driver {
+        device: device(16),
+        offset: 0,
+    };
+    for backing in [linear, driver] {
+        let space = Space::new(arena(4));
+        let range = pages(BLOCK, 16);
+        space.map(range, Protection::ReadWrite, backing).unwrap();
+        let guest = Guest::new(&space, range);
+        let frame = guest.access(hva(BLOCK + 3), Access::Write).unwrap();
+        space
+            .protect(pages(BLOCK + 2, 4), Protection::ReadOnly)
+            .unwrap();
+        assert_eq!(guest.announced(), [pages(BLOCK + 2, 4)]);
+        let denied = Stopped::Denied(Denial::NotPermitted);
+        assert_eq!(guest.access(hva(BLOCK + 3), Access::Write), Err(denied));
+        assert_eq!(guest.access(hva(BLOCK + 3), Access::Read), Ok(frame));
+        guest.check();
+        space
+            .protect(pages(BLOCK + 2, 4), Protection::ReadWrite)
+            .unwrap();
+        assert_eq!(guest.announced(), []);
+        assert_eq!(guest.access(hva(BLOCK + 3), Access::Write), Ok(frame));
+    }
+}
+
+#[test]
 fn a_revocation_reaches_every_address_space() {
     let device = device(16);
     let guests = [0, 1].map(|_| {

@@ -127,6 +127,15 @@ fn whichever_allocation_fails_nothing_has_changed() {
         fail_each_allocation(pages(BLOCK, 700), |_| (), populate),
         1 + 188
     );
+    // What was brought for the first mapping goes back when the second has none.
+    let second = |space: &Space| {
+        let next = pages(BLOCK + 8, 8);
+        space
+            .map(next, Protection::ReadWrite, Backing::Anonymous)
+            .unwrap();
+    };
+    let both = |space: &Space, _: &Guest| space.populate(pages(BLOCK, 16), Access::Read).is_ok();
+    assert_eq!(fail_each_allocation(pages(BLOCK, 8), second, both), 16);
     // The failure of the 2 MiB frame is no failure.
     let fault = |_: &Space, guest: &Guest| guest.fault(hva(BLOCK), Access::Write).is_ok();
     assert_eq!(fail_each_allocation(block, |_| (), fault), 1);

@@ -230,6 +230,27 @@ fn an_image_is_copied_when_read_and_writable_when_written() {
 }
 
 #[test]
+fn a_collapsed_image_is_writable_only_if_all_of_it_was_written() {
+    let space = Space::new(arena(16));
+    let block = pages(BLOCK, 512);
+    let image: Arc<[u8]> = vec![5; 0x20_0000].into();
+    space
+        .map(block, Protection::ReadWrite, Backing::Image(image))
+        .unwrap();
+    let guest = Guest::new(&space, block);
+    guest.access(hva(BLOCK + 1), Access::Write).unwrap();
+    space.migrate(hva(BLOCK + 1), FrameSize::Huge).unwrap();
+    let page = guest.peek(hva(BLOCK + 1), Access::Read).unwrap();
+    assert_eq!((page.block, page.writable), (block, false));
+    assert_eq!(read(&space, hva(BLOCK + 2)), 5);
+
+    space.populate(block, Access::Write).unwrap();
+    space.migrate(hva(BLOCK + 1), FrameSize::Huge).unwrap();
+    assert!(guest.peek(hva(BLOCK + 1), Access::Read).unwrap().writable);
+    guest.check();
+}
+
+#[test]
 fn writing_needs_permission_and_reaches_across_mappings() {
     let (_, space, _guest) = anonymous(pages(BLOCK, 2));
     space
