@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use slat_table::address::{GpaRange, PAGE_SIZE};
@@ -13,8 +13,8 @@ use slat_table::restriction::{PartialBlock, Raised};
 use slat_table::simulated::Event;
 
 use crate::setup::{
-    DEVICE, GIB, GIB1, HOST, MIB, MIB2, Machine, PAGE, RAM, ROM, Table, flushes, gpa, hpa, look,
-    map, new_table, page, range, small_table, unmap, unmap_exactly,
+    DEVICE, GIB, GIB1, HOST, MIB, MIB2, Machine, PAGE, RAM, ROM, flushes, gpa, hpa, look, map,
+    new_table, page, range, small_table, unmap, unmap_exactly,
 };
 
 // Taking away.
@@ -119,21 +119,22 @@ fn splitting_breaks_before_it_makes() {
 #[test]
 fn a_split_does_not_bring_back_what_was_removed_meanwhile() {
     let machine = Machine::new();
-    let table: &'static Table = Box::leak(Box::new(new_table(&machine, 40, 64)));
+    let table = Arc::new(new_table(&machine, 40, 64));
+    let inside = Arc::clone(&table);
     let block = range(0, 2 * MIB);
-    map(table, block, HOST, MIB2, RAM);
+    map(&table, block, HOST, MIB2, RAM);
     // While the block is broken, a whole removal comes and goes. It finds nothing there.
     let once = AtomicBool::new(false);
     machine.on_flush(move |_| {
         if !once.swap(true, Ordering::SeqCst) {
-            unmap(table, &page(0x3000));
+            unmap(&inside, &page(0x3000));
         }
     });
-    let mut cache = TableCache::new(table);
+    let mut cache = TableCache::new(&table);
     drop(table.restrict(&block).split(&block, PAGE, &mut cache));
     machine.clear_flush_hook();
     assert_eq!(
-        look(table, 0x3000),
+        look(&table, 0x3000),
         None,
         "the removal's owner relies on it"
     );
@@ -143,37 +144,39 @@ fn a_split_does_not_bring_back_what_was_removed_meanwhile() {
 fn a_split_does_not_bring_back_what_is_being_removed() {
     static RAISED: Mutex<Option<Raised>> = Mutex::new(None);
     let machine = Machine::new();
-    let table: &'static Table = Box::leak(Box::new(new_table(&machine, 40, 64)));
+    let table = Arc::new(new_table(&machine, 40, 64));
+    let inside = Arc::clone(&table);
     let block = range(0, 2 * MIB);
-    map(table, block, HOST, MIB2, RAM);
+    map(&table, block, HOST, MIB2, RAM);
     machine.on_flush(move |_| {
         let mut raised = RAISED.lock().unwrap();
         if raised.is_none() {
-            *raised = Some(table.restrict(&page(0x3000)).leave_raised());
+            *raised = Some(inside.restrict(&page(0x3000)).leave_raised());
         }
     });
-    let mut cache = TableCache::new(table);
+    let mut cache = TableCache::new(&table);
     drop(table.restrict(&block).split(&block, PAGE, &mut cache));
     machine.clear_flush_hook();
-    assert_eq!(look(table, 0x3000), None);
+    assert_eq!(look(&table, 0x3000), None);
     table.lower(RAISED.lock().unwrap().take().unwrap());
 }
 
 #[test]
 fn an_unmapping_that_splits_yields_to_another_removal() {
     let machine = Machine::new();
-    let table: &'static Table = Box::leak(Box::new(new_table(&machine, 40, 64)));
-    map(table, range(0, 2 * MIB), HOST, MIB2, RAM);
+    let table = Arc::new(new_table(&machine, 40, 64));
+    let inside = Arc::clone(&table);
+    map(&table, range(0, 2 * MIB), HOST, MIB2, RAM);
     let once = AtomicBool::new(false);
     machine.on_flush(move |_| {
         if !once.swap(true, Ordering::SeqCst) {
-            unmap(table, &page(0x3000));
+            unmap(&inside, &page(0x3000));
         }
     });
-    unmap_exactly(table, &page(0x8000));
+    unmap_exactly(&table, &page(0x8000));
     machine.clear_flush_hook();
-    assert_eq!(look(table, 0x3000), None);
-    assert_eq!(look(table, 0x8000), None);
+    assert_eq!(look(&table, 0x3000), None);
+    assert_eq!(look(&table, 0x8000), None);
 }
 
 #[test]
