@@ -375,6 +375,10 @@ impl ScriptedHost {
                 .is_some_and(|(hva, block)| hva + block.bytes > range.start().raw())
         };
         while taken(&pages, &range) {
+            if range.bytes() == PAGE_SIZE {
+                // Another thread was faster.
+                return;
+            }
             range = HvaRange::block_around(Hva::new(hva), range.bytes() >> 1).unwrap();
         }
         let frame = pages.next_frame.next_multiple_of(range.bytes());
