@@ -1,18 +1,17 @@
 //! Removals against each other and against whoever walks the tables: rules P5 to P8 of the
 //! protocol, and the two halves of a split. What must never be is judged by
-//! `loom_model::machine`.
+//! `loom_model::caches`.
 
 #![cfg(slat_loom)]
 
 mod loom_model;
 
 use loom::thread;
-use slat_table::address::{Gpa, GpaRange};
 use slat_table::attributes::Access;
 
 use loom_model::host::{ModelHost, frame, hva_pages};
 use loom_model::tiny::TinyFeatures;
-use loom_model::{BREAKS, Vm, check, fault, is_handled, on_fault, page, spare};
+use loom_model::{BREAKS, Vm, check, is_handled, on_fault, spare};
 
 /// P5: who meets a block that covers more spans than the removal marks and holds all of their
 /// stripes: nobody maps another span of it before the flush.
@@ -27,7 +26,7 @@ fn p5_a_block_over_two_spans_is_removed_under_both_stripes() {
             move || vm.migrate(0, frame(0), spare())
         });
         // Page 3 is in the other span.
-        fault(&mut vm.memory.vcpu(), 3, Access::Read);
+        vm.fault(&mut vm.memory.vcpu(), 3, Access::Read);
         host.join().expect("the host ends");
         vm.finish(&[(0, spare()), (3, frame(3))]);
     });
@@ -46,8 +45,8 @@ fn p5_p7_a_walker_under_one_stripe_sees_no_table_vanish() {
             move || drop(vm.memory.invalidate(hva_pages(0, 4)))
         });
         let found = vm.frame_at(2);
-        assert!(found.is_none() || found == Some(frame(2)));
         host.join().expect("the host ends");
+        assert!(found.is_none() || found == Some(frame(2)));
         vm.finish(&[(0, frame(0)), (2, frame(2))]);
     });
 }
@@ -66,10 +65,11 @@ fn p5_p7_a_table_in_use_is_not_taken_for_empty() {
             move || vm.memory.remove(slat::SlotId(1)).expect("it exists")
         });
         // Page 2 is in the other slot, span and stripe, below the same upper table.
-        let outcome = fault(&mut vm.memory.vcpu(), 2, Access::Read);
-        let mapped = is_handled(&outcome).then_some(frame(2));
-        assert_eq!(vm.frame_at(2), mapped, "{outcome:?}");
+        let outcome = vm.fault(&mut vm.memory.vcpu(), 2, Access::Read);
+        let found = vm.frame_at(2);
         remover.join().expect("the remover ends");
+        let mapped = is_handled(&outcome).then_some(frame(2));
+        assert_eq!(found, mapped, "{outcome:?}");
         vm.finish(&[(2, frame(2))]);
     });
 }
@@ -77,14 +77,14 @@ fn p5_p7_a_table_in_use_is_not_taken_for_empty() {
 /// P6, P7: two removals of one page: the second finds nothing, but the first has not flushed yet.
 #[test]
 fn p6_p7_who_finds_nothing_flushes_for_the_other() {
-    check(None, || two_removals((0, 1), (0, 1)));
+    check(Some(3), || two_removals((0, 1), (0, 1)));
 }
 
 /// P6, P7: the first removes the whole table; a flush of leaves alone would leave the pointer to
 /// it in the walk caches.
 #[test]
 fn p6_p7_a_forced_flush_reaches_removed_tables() {
-    check(None, || two_removals((0, 4), (0, 1)));
+    check(Some(3), || two_removals((0, 4), (0, 1)));
 }
 
 /// Two removals, of so many pages from a first one on, both over page 0.
@@ -120,7 +120,7 @@ fn p8_a_stripe_met_twice_is_marked_once() {
             let vm = vm.clone();
             move || vm.migrate(0, frame(0), spare())
         });
-        fault(&mut vm.memory.vcpu(), 4, Access::Read);
+        vm.fault(&mut vm.memory.vcpu(), 4, Access::Read);
         host.join().expect("the host ends");
         vm.finish(&[(0, spare()), (4, spare())]);
     });

@@ -55,7 +55,8 @@ impl ModelHost {
 
     /// What is at page `number` from now on.
     pub(crate) fn set(&self, number: u64, page: Page) {
-        self.0[number as usize].store(encode(page), Ordering::Relaxed);
+        let word = self.word(number).expect("a page");
+        word.store(encode(page), Ordering::Relaxed);
     }
 
     /// Page `number` is one of its own and in `frame` from now on.
@@ -76,12 +77,13 @@ impl ModelHost {
         }
     }
 
+    fn word(&self, number: u64) -> Option<&AtomicU64> {
+        self.0.get(usize::try_from(number).ok()?)
+    }
+
     fn look(&self, hva: Hva, access: Access) -> Result<HostPage, ResolveError> {
         let number = hva.raw() / PAGE_SIZE;
-        let word = self
-            .0
-            .get(number as usize)
-            .ok_or(ResolveError::NoVma(hva))?;
+        let word = self.word(number).ok_or(ResolveError::NoVma(hva))?;
         let page = decode(word.load(Ordering::Relaxed));
         if access == Access::Write && !page.writable {
             return Err(ResolveError::NotPermitted { hva, access });

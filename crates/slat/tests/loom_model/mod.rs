@@ -1,5 +1,5 @@
-//! What the loom tests share: a [`tiny`] format, a hostile [`machine`], a [`host`], and a VM made
-//! of them. The code under test is the real one; only what it stands on is modelled.
+//! What the loom tests share: a [`tiny`] format, a [`machine`] with hostile [`caches`], a
+//! [`host`], and a VM made of them. The code under test is the real one; only what it stands on is modelled.
 
 #![allow(
     dead_code,
@@ -7,6 +7,7 @@
     reason = "each test binary uses a part of the model"
 )]
 
+pub(crate) mod caches;
 pub(crate) mod host;
 pub(crate) mod machine;
 pub(crate) mod tiny;
@@ -64,9 +65,17 @@ impl Vm {
         vm
     }
 
+    /// A fault on page `number`.
+    pub(crate) fn fault(&self, vcpu: &mut Vcpu<'_>, number: u64, access: Access) -> Outcome {
+        // Let it also come before or after all that another thread does.
+        self.machine.touch_caches();
+        let gpa = page(number);
+        vcpu.fault(Fault { gpa, access }).expect("memory enough")
+    }
+
     /// Maps page `number` by a read.
     pub(crate) fn map(&self, number: u64) {
-        let outcome = fault(&mut self.memory.vcpu(), number, Access::Read);
+        let outcome = self.fault(&mut self.memory.vcpu(), number, Access::Read);
         assert!(is_handled(&outcome), "{outcome:?}");
     }
 
@@ -84,20 +93,22 @@ impl Vm {
         drop(change);
     }
 
-    /// When all is over: faults get through and find what the host has now, and every table
-    /// comes back.
+    /// When all threads but this one have ended: nothing was wrong, faults get through and find
+    /// what the host has now, and every table comes back.
     pub(crate) fn finish(self, pages: &[(u64, Hpa)]) {
-        {
-            let mut vcpu = self.memory.vcpu();
-            for (number, expected) in pages {
-                let outcome = fault(&mut vcpu, *number, Access::Read);
-                assert!(is_handled(&outcome), "page {number}: {outcome:?}");
-                assert_eq!(self.frame_at(*number), Some(*expected), "page {number}");
-            }
+        let mut vcpu = self.memory.vcpu();
+        for (number, expected) in pages {
+            let outcome = self.fault(&mut vcpu, *number, Access::Read);
+            assert!(is_handled(&outcome), "page {number}: {outcome:?}");
+            assert_eq!(self.frame_at(*number), Some(*expected), "page {number}");
         }
+        drop(vcpu);
         self.machine.switch_off();
         let memory = Arc::into_inner(self.memory).expect("all threads have ended");
         drop(memory);
+        if let Some(verdict) = self.machine.verdict() {
+            panic!("{verdict}");
+        }
         assert_eq!(self.machine.tables(), 0, "tables are lost");
     }
 }
@@ -127,12 +138,6 @@ pub(crate) fn on_fault(id: u32, gpa: u64, pages: u64, hva: u64) -> Region {
     region(id, gpa, pages, hva).mapping(Mapping::OnFault)
 }
 
-/// A fault on page `number`.
-pub(crate) fn fault(vcpu: &mut Vcpu<'_>, number: u64, access: Access) -> Outcome {
-    let gpa = page(number);
-    vcpu.fault(Fault { gpa, access }).expect("memory enough")
-}
-
 /// Whether the guest should get on now.
 pub(crate) fn is_handled(outcome: &Outcome) -> bool {
     matches!(
@@ -147,16 +152,7 @@ pub(crate) fn check(preemptions: Option<usize>, test: impl Fn() + Send + Sync + 
     // A path through two transactions is longer than loom expects.
     model.max_branches = 20_000;
     model.preemption_bound = model.preemption_bound.or(preemptions);
-    if std::env::var("PB").is_ok() {
-        model.preemption_bound = std::env::var("PB").unwrap().parse().ok();
-    }
-    let n = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let m = n.clone();
-    model.check(move || {
-        m.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        test()
-    });
-    eprintln!("ITER {}", n.load(std::sync::atomic::Ordering::SeqCst));
+    model.check(test);
 }
 
 /// A frame that no page of the host is in at first.
