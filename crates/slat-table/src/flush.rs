@@ -23,18 +23,15 @@ struct Detached {
     level: Level,
 }
 
-/// Translations to be forgotten and tables to be freed after that. Carried out when dropped.
-///
-/// `'r` is the removal under way: its stripes stay marked until the flush is complete.
-#[must_use = "a flush is carried out when it is dropped: drop it where that is meant to happen"]
-pub struct Flush<'r, F: Format, P: Platform> {
-    table: &'r PageTable<F, P>,
+/// What a removal owes: translations to be forgotten, and tables to be freed after that.
+pub(crate) struct Owed<'t, F: Format, P: Platform> {
+    table: &'t PageTable<F, P>,
     work: TlbWork,
     detached: Vec<Detached>,
 }
 
-impl<'r, F: Format, P: Platform> Flush<'r, F, P> {
-    pub(crate) fn new(table: &'r PageTable<F, P>) -> Self {
+impl<'t, F: Format, P: Platform> Owed<'t, F, P> {
+    pub(crate) fn nothing(table: &'t PageTable<F, P>) -> Self {
         Self {
             table,
             work: TlbWork::default(),
@@ -42,25 +39,9 @@ impl<'r, F: Format, P: Platform> Flush<'r, F, P> {
         }
     }
 
-    /// Whether nothing needs to be forgotten.
-    pub fn is_empty(&self) -> bool {
-        self.work.is_empty() && self.detached.is_empty()
-    }
-
-    /// What is to be forgotten.
-    pub fn work(&self) -> &TlbWork {
-        &self.work
-    }
-
-    /// Adds another flush of the same removal; the two are carried out as one. If there is no
-    /// memory to join them, `other` is carried out at once instead.
-    pub fn merge(&mut self, mut other: Self) {
-        if self.detached.try_reserve(other.detached.len()).is_err() {
-            return;
-        }
-        self.work.merge(&other.work);
-        other.work = TlbWork::default();
-        self.detached.append(&mut other.detached);
+    /// Moves it out and leaves nothing owed.
+    pub(crate) fn take(&mut self) -> Self {
+        core::mem::replace(self, Self::nothing(self.table))
     }
 
     pub(crate) fn add(&mut self, work: &TlbWork) {
@@ -104,17 +85,47 @@ impl<'r, F: Format, P: Platform> Flush<'r, F, P> {
     }
 }
 
-impl<F: Format, P: Platform> Drop for Flush<'_, F, P> {
-    fn drop(&mut self) {
-        self.carry_out();
+/// Translations to be forgotten and tables to be freed after that. Carried out when dropped, or
+/// with the next flush of the same removal if postponed.
+///
+/// `'r` is the removal under way: its stripes stay marked until the flush is complete. One that is
+/// forgotten is carried out at the removal's end.
+#[must_use = "a flush is carried out when it is dropped: drop it where that is meant to happen"]
+pub struct Flush<'r, 't, F: Format, P: Platform>(&'r mut Owed<'t, F, P>);
+
+impl<'r, 't, F: Format, P: Platform> Flush<'r, 't, F, P> {
+    pub(crate) fn of(owed: &'r mut Owed<'t, F, P>) -> Self {
+        Self(owed)
+    }
+
+    /// Whether nothing needs to be forgotten.
+    pub fn is_empty(&self) -> bool {
+        self.0.work.is_empty() && self.0.detached.is_empty()
+    }
+
+    /// What is to be forgotten.
+    pub fn work(&self) -> &TlbWork {
+        &self.0.work
+    }
+
+    /// Leaves it to be carried out together with the next flush of the same removal, or at its
+    /// end.
+    pub fn postpone(self) {
+        core::mem::forget(self);
     }
 }
 
-impl<F: Format, P: Platform> fmt::Debug for Flush<'_, F, P> {
+impl<F: Format, P: Platform> Drop for Flush<'_, '_, F, P> {
+    fn drop(&mut self) {
+        self.0.carry_out();
+    }
+}
+
+impl<F: Format, P: Platform> fmt::Debug for Flush<'_, '_, F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flush")
-            .field("work", &self.work)
-            .field("detached", &self.detached.len())
-            .finish_non_exhaustive()
+            .field("work", &self.0.work)
+            .field("detached", &self.0.detached.len())
+            .finish()
     }
 }

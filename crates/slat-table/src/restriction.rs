@@ -2,16 +2,17 @@
 //!
 //! A [`Restriction`] is a removal in progress over a range. While it lives, the stripes that the
 //! range touches are marked, and nobody installs anything under them. Its operations return
-//! [`Flush`]es that borrow it, so the marks cannot be lowered before the flushes are complete
-//! (P7). Dropping it lowers the marks and moves the sequences (P8); a host that must first make
-//! its own change takes them over as a [`Raised`] and lowers them when it is done.
+//! [`Flush`]es that borrow it, and it keeps what they owe, so the marks cannot be lowered before
+//! the flushes are complete (P7). Dropping it lowers the marks and moves the sequences (P8); a
+//! host that must first make its own change takes them over as a [`Raised`] and lowers them when
+//! it is done.
 
 use core::fmt;
 
 use crate::address::{Gpa, GpaRange};
 use crate::attributes::Attributes;
 use crate::cache::TableCache;
-use crate::flush::Flush;
+use crate::flush::{Flush, Owed};
 use crate::format::{Entry, Format};
 use crate::geometry::Level;
 use crate::platform::{Platform, TlbWork};
@@ -50,6 +51,8 @@ pub struct Restriction<'t, F: Format, P: Platform> {
     table: &'t PageTable<F, P>,
     // P8: the stripes raised, each once.
     raised: StripeSet,
+    // P7: what must be flushed before they are lowered.
+    owed: Owed<'t, F, P>,
 }
 
 impl<F: Format, P: Platform> PageTable<F, P> {
@@ -65,6 +68,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         Restriction {
             table: self,
             raised: StripeSet::EMPTY,
+            owed: Owed::nothing(self),
         }
     }
 
@@ -84,7 +88,7 @@ enum Step {
     Split(Place, GpaRange),
 }
 
-impl<F: Format, P: Platform> Restriction<'_, F, P> {
+impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     /// P5: extends the removal to `range`.
     pub fn cover(&mut self, range: &GpaRange) {
         let more = self.table.stripes.covering(range).without(self.raised);
@@ -92,11 +96,9 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         self.raised = self.raised.union(more);
     }
 
-    /// Leaves the marks up after the removal.
-    pub fn leave_raised(self) -> Raised {
-        let raised = Raised(self.raised);
-        core::mem::forget(self);
-        raised
+    /// Leaves the marks up after the removal, which is flushed.
+    pub fn leave_raised(mut self) -> Raised {
+        Raised(core::mem::take(&mut self.raised))
     }
 
     /// Removes every translation of `range`. A table that `range` covers is dropped whole.
@@ -106,8 +108,8 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         &mut self,
         range: &GpaRange,
         mut partial: PartialBlock<'_, '_, F, P>,
-    ) -> Flush<'_, F, P> {
-        let mut flush = Flush::new(self.table);
+    ) -> Flush<'_, 't, F, P> {
+        let mut owed = self.owed.take();
         self.cover(range);
         let mut skipped = StripeSet::EMPTY;
         let mut wide: Option<GpaRange> = None;
@@ -116,13 +118,13 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
             // Only what covers a span can cover a table.
             let span = self.table.span(todo.start());
             let can_detach =
-                span.is_some_and(|span| todo.covers(&span)) && flush.make_room_for_table();
+                span.is_some_and(|span| todo.covers(&span)) && owed.make_room_for_table();
             let unmapping = Unmapping {
                 todo,
                 wide,
                 can_detach,
             };
-            let step = self.unmap_step(&unmapping, &partial, &mut flush, &mut skipped);
+            let step = self.unmap_step(&unmapping, &partial, &mut owed, &mut skipped);
             wide = None;
             match step {
                 Step::Up(end) => rest = end.and_then(|end| todo.from(end)),
@@ -134,7 +136,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
                     let split = match &mut partial {
                         PartialBlock::Split(tables) => {
                             tables.fill().is_ok()
-                                && self.split_block(&place, &block, Some(range), tables, &mut flush)
+                                && self.split_block(&place, &block, Some(range), tables, &mut owed)
                         }
                         PartialBlock::Drop => false,
                     };
@@ -146,16 +148,17 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         }
         // P6 for what was skipped without holding its stripes.
         if !skipped.is_empty() && self.table.hold_stripes(skipped).others_active() {
-            flush.add(&TlbWork::everything_in(*range));
+            owed.add(&TlbWork::everything_in(*range));
         }
-        flush
+        self.owed = owed;
+        Flush::of(&mut self.owed)
     }
 
     fn unmap_step(
         &self,
         unmapping: &Unmapping,
         partial: &PartialBlock<'_, '_, F, P>,
-        flush: &mut Flush<'_, F, P>,
+        owed: &mut Owed<'_, F, P>,
         skipped: &mut StripeSet,
     ) -> Step {
         let Unmapping {
@@ -176,10 +179,10 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         if hold.others_active() {
             // P6: someone else may have removed entries here whose flush is not complete.
             let span = self.table.span(at).map_or(block, |span| span.hull(&block));
-            flush.add(&TlbWork::everything_in(span));
+            owed.add(&TlbWork::everything_in(span));
         }
         if place.level == Level::PAGE {
-            return Step::Up(self.unmap_pages(todo, &place, flush));
+            return Step::Up(self.unmap_pages(todo, &place, owed));
         }
         if F::is_empty(place.level, place.raw) {
             // No stripe need be held to know that it stays empty: all are marked, so nobody
@@ -193,7 +196,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         if F::is_table(place.level, place.raw) {
             self.table.swap(place.entry, F::empty(place.level));
             if let Some(below) = place.level.down() {
-                flush.detach(
+                owed.detach(
                     F::address(self.table.features(), place.level, place.raw),
                     below,
                     block,
@@ -204,7 +207,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
                 return Step::Split(place, block);
             }
             self.table.swap(place.entry, F::empty(place.level));
-            flush.add(&TlbWork::leaves(block, place.level));
+            owed.add(&TlbWork::leaves(block, place.level));
         }
         Step::Up(Some(block.end()))
     }
@@ -236,7 +239,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         &self,
         todo: &GpaRange,
         place: &Place,
-        flush: &mut Flush<'_, F, P>,
+        owed: &mut Owed<'_, F, P>,
     ) -> Option<Gpa> {
         let part = self.table.span(todo.start())?.intersection(todo)?;
         let empty = F::empty(Level::PAGE);
@@ -250,7 +253,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
             }
         }
         if found {
-            flush.add(&TlbWork::leaves(part, Level::PAGE));
+            owed.add(&TlbWork::leaves(part, Level::PAGE));
         }
         Some(part.end())
     }
@@ -263,8 +266,8 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         range: &GpaRange,
         to: Level,
         tables: &mut TableCache<'_, F, P>,
-    ) -> Flush<'_, F, P> {
-        let mut flush = Flush::new(self.table);
+    ) -> Flush<'_, 't, F, P> {
+        let mut owed = self.owed.take();
         self.cover(range);
         let mut rest = self.table.within_address_width(range);
         while let Some(todo) = rest {
@@ -281,13 +284,14 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
             let wanted = leaf && place.level > to && splits_into_leaves(self.table, place.level);
             if wanted && tables.fill().is_ok() {
                 self.cover(&block);
-                if self.split_block(&place, &block, None, tables, &mut flush) {
+                if self.split_block(&place, &block, None, tables, &mut owed) {
                     continue;
                 }
             }
             rest = todo.from(block.end());
         }
-        flush
+        self.owed = owed;
+        Flush::of(&mut self.owed)
     }
 
     /// Splits the block at `place` into a table of the next level, leaving out children that lie
@@ -299,7 +303,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         block: &GpaRange,
         without: Option<&GpaRange>,
         tables: &mut TableCache<'_, F, P>,
-        flush: &mut Flush<'_, F, P>,
+        owed: &mut Owed<'_, F, P>,
     ) -> bool {
         let Some(below) = place.level.down() else {
             return false;
@@ -325,9 +329,9 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         }
         let sequences = hold.sequences();
         drop(hold);
-        flush.add(&TlbWork::leaves(*block, place.level));
+        owed.add(&TlbWork::leaves(*block, place.level));
         if broken {
-            flush.carry_out();
+            owed.carry_out();
             old = F::empty(place.level);
         }
         let Some(child) = tables.take(below) else {
@@ -387,27 +391,26 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
 
     /// Frees tables at the edges of `range` that map nothing any more: what a removal that does
     /// not cover them whole leaves behind.
-    pub fn prune(&mut self, range: &GpaRange) -> Flush<'_, F, P> {
-        let mut flush = Flush::new(self.table);
-        let Some(range) = self.table.within_address_width(range) else {
-            return flush;
-        };
-        let last = Gpa::new(range.end().raw() - 1);
-        for edge in [range.start(), last] {
+    pub fn prune(&mut self, range: &GpaRange) -> Flush<'_, 't, F, P> {
+        let mut owed = self.owed.take();
+        let inside = self.table.within_address_width(range);
+        let edges = inside.map(|range| [range.start(), Gpa::new(range.end().raw() - 1)]);
+        for edge in edges.into_iter().flatten() {
             for below in self.table.geometry().levels_below_root() {
-                self.prune_table(edge, below, &mut flush);
+                self.prune_table(edge, below, &mut owed);
             }
         }
-        flush
+        self.owed = owed;
+        Flush::of(&mut self.owed)
     }
 
     /// Frees the table of level `below` around `edge`, if it is empty.
-    fn prune_table(&mut self, edge: Gpa, below: Level, flush: &mut Flush<'_, F, P>) {
+    fn prune_table(&mut self, edge: Gpa, below: Level, owed: &mut Owed<'_, F, P>) {
         let level = below.up();
         let Some(block) = self.table.geometry().block(level, edge) else {
             return;
         };
-        if !self.table.geometry().contains(&block) || !flush.make_room_for_table() {
+        if !self.table.geometry().contains(&block) || !owed.make_room_for_table() {
             return;
         }
         self.cover(&block);
@@ -421,7 +424,7 @@ impl<F: Format, P: Platform> Restriction<'_, F, P> {
         let in_use = |index| !F::is_empty(below, self.table.load(entry_address(child, index)));
         if !entries.any(in_use) {
             self.table.swap(place.entry, F::empty(level));
-            flush.detach(child, below, block);
+            owed.detach(child, below, block);
         }
     }
 }
@@ -458,6 +461,7 @@ fn splits_into_leaves<F: Format, P: Platform>(table: &PageTable<F, P>, level: Le
 
 impl<F: Format, P: Platform> Drop for Restriction<'_, F, P> {
     fn drop(&mut self) {
+        self.owed.carry_out();
         self.table.stripes.lower(self.raised);
     }
 }

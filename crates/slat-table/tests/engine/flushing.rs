@@ -70,17 +70,14 @@ fn a_removal_does_not_count_itself() {
 }
 
 #[test]
-fn merged_flushes_are_carried_out_once() {
+fn a_postponed_flush_is_carried_out_with_the_next() {
     let (machine, table) = small_table();
     map(&table, page(0), HOST, PAGE, RAM);
     map(&table, page(8 * MIB), HOST, PAGE, RAM);
-    let (mut one, mut two) = (
-        table.restrict(&page(0)),
-        table.restrict(&range(8 * MIB, 2 * MIB)),
-    );
-    let mut flush = one.unmap(&page(0), PartialBlock::Drop);
+    let mut restriction = table.restrict(&page(0));
     machine.record();
-    flush.merge(two.unmap(&range(8 * MIB, 2 * MIB), PartialBlock::Drop));
+    restriction.unmap(&page(0), PartialBlock::Drop).postpone();
+    let flush = restriction.unmap(&range(8 * MIB, 2 * MIB), PartialBlock::Drop);
     assert!(flushes(&machine).is_empty());
     assert_eq!(table.tables(), 4);
     drop(flush);
@@ -89,6 +86,26 @@ fn merged_flushes_are_carried_out_once() {
     assert_eq!(works.len(), 1);
     assert_eq!(works[0].ranges(), [page(0), range(8 * MIB, 2 * MIB)]);
     assert!(!works[0].only_leaves());
+}
+
+#[test]
+fn a_forgotten_flush_is_carried_out_before_the_marks_are_lowered() {
+    for leaves_marks in [false, true] {
+        let (machine, table) = small_table();
+        map(&table, page(0), HOST, PAGE, RAM);
+        let mut restriction = table.restrict(&page(0));
+        machine.record();
+        core::mem::forget(restriction.unmap(&page(0), PartialBlock::Drop));
+        assert!(flushes(&machine).is_empty());
+        if leaves_marks {
+            let raised = restriction.leave_raised();
+            assert_eq!(flushes(&machine).len(), 1);
+            table.lower(raised);
+        } else {
+            drop(restriction);
+            assert_eq!(flushes(&machine).len(), 1);
+        }
+    }
 }
 
 // Pruning.

@@ -275,6 +275,10 @@ impl<'m> Run<'m> {
 
     /// Nothing behind `range` must be mapped any more.
     fn forget(&mut self, range: HvaRange) {
+        if !self.open.is_empty() {
+            // A block that is cut is not put back while another removal is under way.
+            self.expected.clear();
+        }
         for slot in self.slots() {
             if let Some(gone) = slot.gpa_of(&range) {
                 self.expected
