@@ -47,7 +47,7 @@ pub(super) fn invalidate_instructions() {
             "dsb ish",
             "isb",
             options(nostack, preserves_flags)
-        )
+        );
     };
 }
 

@@ -7,6 +7,10 @@ use super::registers::read;
 
 /// The features that matter here.
 #[derive(Debug, Clone, Copy)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent CPU feature"
+)]
 pub(super) struct Features {
     /// Pointer authentication: keys and instructions (`HCR_EL2.APK`, `API`).
     pub(super) pointer_authentication: bool,

@@ -11,16 +11,15 @@ static HEAP: LockedHeap<32> = LockedHeap::empty();
 /// Enough for the machine's device tree as values, and for EL2's tables.
 const FIRST_SIZE: usize = 512 << 10;
 
-#[repr(align(4096))]
-struct First([u8; FIRST_SIZE]);
-
-static mut FIRST: First = First([0; FIRST_SIZE]);
+static mut FIRST: [u8; FIRST_SIZE] = [0; FIRST_SIZE];
 
 /// Makes the first part of the heap. Nothing may allocate before.
 pub(super) fn begin() {
     let start = (&raw mut FIRST).expose_provenance();
     // SAFETY: called once, at the start; nothing else refers to this memory.
-    unsafe { HEAP.lock().init(start, FIRST_SIZE) };
+    unsafe {
+        HEAP.lock().init(start, FIRST_SIZE);
+    }
 }
 
 /// Adds the host-physical range `span` to the heap.
@@ -32,6 +31,6 @@ pub(super) unsafe fn grow(span: Span) {
     // SAFETY: the caller gives the range away.
     unsafe {
         HEAP.lock()
-            .add_to_heap(span.start() as usize, span.end() as usize)
-    };
+            .add_to_heap(span.start() as usize, span.end() as usize);
+    }
 }

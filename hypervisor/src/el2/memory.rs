@@ -175,12 +175,12 @@ impl Guest {
         } else {
             &[]
         };
-        let mut loader = self.memory.vcpu();
+        let mut vcpu = self.memory.vcpu();
         for span in loaded {
             let span = span.whole_pages();
-            loader.prefault(&GpaRange::new(Gpa::new(span.start()), span.size())?)?;
+            vcpu.prefault(&GpaRange::new(Gpa::new(span.start()), span.size())?)?;
         }
-        drop(loader);
+        drop(vcpu);
         for device in &machine.devices {
             let revocable = options.churn.is_some() && REVOCABLE.contains(&device.name.as_str());
             self.back_device(device, revocable)?;

@@ -71,8 +71,9 @@ pub(super) fn image() -> Span {
 extern "C" fn enable_early_mmu(tree: u64) {
     MAIR_EL2.set(DEVICE_NGNRE | NORMAL_WRITE_BACK << 8);
     let image = image();
+    let tables = &raw mut EARLY_TABLES;
     // SAFETY: the one CPU has just begun, so nothing else refers to the tables.
-    let tables = unsafe { &mut *(&raw mut EARLY_TABLES) };
+    let tables = unsafe { &mut *tables };
     tables.map(image, NORMAL);
     // The boot protocol lets the tree lie anywhere and be up to 2 MiB large, on 8 bytes.
     tables.map(

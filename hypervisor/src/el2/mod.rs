@@ -1,4 +1,8 @@
 //! What runs on bare metal: from the boot image's first Rust function to the end of the guest.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "addresses and sizes are 64-bit, and so is every CPU with an EL2 of this kind"
+)]
 
 mod bulk;
 mod cache;
@@ -101,8 +105,8 @@ fn run_guest(
     let memory = Arc::clone(&guest.memory);
     let vcpu = Vcpu::new(loaded.entry, loaded.tree, features);
     say!(
-        "the guest starts with {} MiB of memory",
-        options.memory >> 20
+        "the guest starts with {} KiB of memory",
+        options.memory >> 10
     );
     let finished = Run::new(vcpu, &mut guest, memory.vcpu(), churn).until_stop();
     drop(memory);

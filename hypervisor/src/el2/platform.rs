@@ -139,6 +139,10 @@ fn stride(level: Level) -> u64 {
 }
 
 #[cfg(not(feature = "omit-flush"))]
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason holds for all of these instructions"
+)]
 fn invalidate_ranges(work: &TlbWork) {
     let stride = stride(work.smallest_leaf());
     // SAFETY: forgetting translations makes the CPU walk the tables again and nothing else.
@@ -175,6 +179,10 @@ fn invalidate_all() {
 }
 
 #[cfg(not(feature = "omit-flush"))]
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason holds for all of these instructions"
+)]
 fn invalidate_local(range: GpaRange) {
     // SAFETY: as above.
     unsafe {

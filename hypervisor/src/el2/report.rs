@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
-use slat::report::RegionReport;
+use slat::report::{Part, RegionReport};
 use slat_hypervisor::options::Options;
 use slat_hypervisor::span::PAGE_SIZE;
 use slat_report::{Faults, Notifiers, Region, Report, Tables};
@@ -66,7 +66,7 @@ pub(super) fn send(report: &Report) {
         .unwrap_or_else(|error| panic!("the report cannot be written: {error}"));
     // A string from JSON has no zero byte: it is escaped.
     let line = CString::new(line + "\n").unwrap_or_else(|error| panic!("the report: {error}"));
-    semihosting::write(line);
+    semihosting::write(&line);
 }
 
 fn region(memory: &Memory, region: &GuestRegion) -> Region {
@@ -92,7 +92,7 @@ fn region(memory: &Memory, region: &GuestRegion) -> Region {
 fn reasons(report: &RegionReport) -> Vec<String> {
     let parts = report.parts().iter();
     parts
-        .flat_map(|part| part.reasons())
+        .flat_map(Part::reasons)
         .map(|(reason, bytes)| format!("{reason} ({bytes} bytes)"))
         .collect()
 }

@@ -1,9 +1,8 @@
-//! The debugger's services (Arm, "Semihosting for AArch32 and AArch64", version 3.0): one line of
-//! text out, and an exit status.
+//! The debugger's services (Arm, IHI 0082, "Semihosting", version 3.0): one line of text out, and an
+//! exit status.
 
 use core::arch::asm;
-
-use alloc::ffi::CString;
+use core::ffi::CStr;
 
 /// Writes a string that ends with a zero byte.
 const SYS_WRITE0: u64 = 0x04;
@@ -26,8 +25,8 @@ pub(super) enum Status {
     Usage = 3,
 }
 
-/// Writes `text`, which has no zero byte, to the debugger.
-pub(super) fn write(text: CString) {
+/// Writes `text` to the debugger.
+pub(super) fn write(text: &CStr) {
     let text = text.as_ptr();
     // SAFETY: the string lives until the call has returned and ends with a zero byte.
     unsafe { call(SYS_WRITE0, text.expose_provenance() as u64) };

@@ -119,6 +119,10 @@ impl Ticks {
         tick
     }
 
+    #[expect(
+        clippy::multiple_unsafe_ops_per_block,
+        reason = "one reason holds for all of these registers"
+    )]
     fn set_next(&mut self) {
         self.next = clock::now() + self.period;
         // SAFETY: the EL2 physical timer is the hypervisor's alone.

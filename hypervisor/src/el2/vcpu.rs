@@ -135,6 +135,10 @@ impl Vcpu {
         self.take(injection);
     }
 
+    #[expect(
+        clippy::multiple_unsafe_ops_per_block,
+        reason = "one reason holds for all of these registers"
+    )]
     fn take(&mut self, injection: Injection) {
         // SAFETY: these registers belong to the guest, which is out; this is what the CPU does to
         // them when it takes an exception to EL1.
@@ -162,6 +166,10 @@ impl Vcpu {
 /// # Safety
 ///
 /// The tree must keep the guest away from all memory that is not its own.
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason holds for all of these registers"
+)]
 pub(super) unsafe fn prepare(features: Features, root: Arm64Root, take_fiq: bool) {
     let optional = |on, bits| if on { bits } else { 0 };
     let hcr = HCR
@@ -196,6 +204,10 @@ pub(super) unsafe fn prepare(features: Features, root: Arm64Root, take_fiq: bool
 }
 
 /// Floating point, SVE and SME.
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason holds for all of these registers"
+)]
 fn open_vectors(features: Features) {
     let mut cptr = CPTR_RES1;
     if !features.sve {
@@ -223,6 +235,10 @@ fn open_vectors(features: Features) {
 }
 
 /// Extensions that are closed until EL2 opens them.
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason holds for all of these registers"
+)]
 fn open_extensions(features: Features) {
     const HCRX_MSCEN: u64 = 1 << 11;
     const HCRX_TCR2EN: u64 = 1 << 14;
@@ -250,6 +266,10 @@ fn open_extensions(features: Features) {
 }
 
 /// Timers, interrupt controller interface, performance monitor.
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason holds for all of these registers"
+)]
 fn open_devices(features: Features) {
     const ICC_SRE_ALL: u64 = 0xf;
     const CNTHCTL_EL1_COUNTER_AND_TIMER: u64 = 3;
