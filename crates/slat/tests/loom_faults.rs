@@ -95,7 +95,7 @@ fn p2_a_block_over_two_spans_is_asked_for_under_both_sequences() {
             move || {
                 let change = vm.memory.invalidate(hva_pages(3, 1));
                 vm.machine.take_frame(frame(3));
-                vm.host.split_block(3, 2);
+                vm.host.shape_block(3, 2, 0);
                 vm.host.move_page(3, spare());
                 drop(change);
             }
@@ -104,6 +104,32 @@ fn p2_a_block_over_two_spans_is_asked_for_under_both_sequences() {
         vm.fault(&mut vm.memory.vcpu(), 0, Access::Read);
         host.join().expect("the host ends");
         vm.finish(&[(0, frame(0)), (3, spare())]);
+    });
+}
+
+/// P2: the same with a second vCPU that faults on the other half of the block.
+#[test]
+fn p2_two_vcpus_ask_for_one_block_while_it_changes() {
+    check(Some(2), || {
+        let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(2));
+        let other = thread::spawn({
+            let vm = vm.clone();
+            move || vm.fault(&mut vm.memory.vcpu(), 3, Access::Read)
+        });
+        let host = thread::spawn({
+            let vm = vm.clone();
+            move || {
+                let change = vm.memory.invalidate(hva_pages(1, 1));
+                vm.machine.take_frame(frame(1));
+                vm.host.shape_block(1, 2, 0);
+                vm.host.move_page(1, spare());
+                drop(change);
+            }
+        });
+        vm.fault(&mut vm.memory.vcpu(), 0, Access::Read);
+        other.join().expect("the other vCPU ends");
+        host.join().expect("the host ends");
+        vm.finish(&[(0, frame(0)), (1, spare()), (3, frame(3))]);
     });
 }
 
@@ -149,6 +175,26 @@ fn p4_the_leaf_of_a_replaced_slot_is_not_overwritten() {
         drop(vcpu);
         replacer.join().expect("the replacer ends");
         vm.finish(&[(0, frame(4))]);
+    });
+}
+
+/// P4: a table of smaller leaves in the way of a block is broken and flushed, not overwritten,
+/// and the next fault makes the block.
+#[test]
+fn p4_a_table_in_the_way_of_a_block_is_broken_first() {
+    check(Some(3), || {
+        let host = ModelHost::with_blocks(1);
+        let vm = Vm::with_slot(BREAKS, host.clone());
+        host.shape_block(0, 1, 0);
+        vm.map(0);
+        host.shape_block(0, 1, 1);
+        let other = thread::spawn({
+            let vm = vm.clone();
+            move || vm.fault(&mut vm.memory.vcpu(), 1, Access::Read)
+        });
+        vm.fault(&mut vm.memory.vcpu(), 0, Access::Read);
+        other.join().expect("the other vCPU ends");
+        vm.finish(&[(1, frame(1)), (0, frame(0))]);
     });
 }
 

@@ -8,10 +8,12 @@ mod loom_model;
 
 use loom::thread;
 use slat_table::attributes::Access;
+use slat_table::cache::TableCache;
+use slat_table::geometry::Level;
 
 use loom_model::host::{ModelHost, frame, hva_pages};
 use loom_model::tiny::TinyFeatures;
-use loom_model::{BREAKS, Vm, check, is_handled, on_fault, spare};
+use loom_model::{BREAKS, Vm, check, gpa_pages, is_handled, on_fault, spare};
 
 /// P5: who meets a block that covers more spans than the removal marks and holds all of their
 /// stripes: nobody maps another span of it before the flush.
@@ -20,7 +22,7 @@ fn p5_a_block_over_two_spans_is_removed_under_both_stripes() {
     check(Some(3), || {
         let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(2));
         vm.map(0);
-        vm.host.split_block(0, 2);
+        vm.host.shape_block(0, 2, 0);
         let host = thread::spawn({
             let vm = vm.clone();
             move || vm.migrate(0, frame(0), spare())
@@ -147,7 +149,7 @@ fn two_splits(break_before_make: bool) {
     let vm = Vm::with_slot(features, ModelHost::with_blocks(1));
     vm.map(0);
     // The host may split its own block without a word, as long as the pages stay where they are.
-    vm.host.split_block(0, 1);
+    vm.host.shape_block(0, 1, 0);
     let host = thread::spawn({
         let vm = vm.clone();
         move || vm.migrate(0, frame(0), spare())
@@ -155,4 +157,61 @@ fn two_splits(break_before_make: bool) {
     vm.migrate(1, frame(1), frame(10));
     host.join().expect("the host ends");
     vm.finish(&[(0, spare()), (1, frame(10))]);
+}
+
+/// A split ahead of need against an invalidation of a page of the block.
+#[test]
+fn an_eager_split_writes_nothing_back_that_was_removed_meanwhile() {
+    check(Some(3), || eager_split(true));
+}
+
+/// The same where a block may become a table without passing through an invalid entry.
+#[test]
+fn an_eager_split_in_place_writes_nothing_back_that_was_removed_meanwhile() {
+    check(Some(3), || eager_split(false));
+}
+
+fn eager_split(break_before_make: bool) {
+    let features = TinyFeatures {
+        break_before_make,
+        ..BREAKS
+    };
+    let vm = Vm::with_slot(features, ModelHost::with_blocks(2));
+    vm.map(0);
+    vm.host.shape_block(0, 2, 0);
+    let host = thread::spawn({
+        let vm = vm.clone();
+        move || vm.migrate(0, frame(0), spare())
+    });
+    let table = vm.memory.table();
+    let all = gpa_pages(0, 4);
+    let mut tables = TableCache::new(table);
+    let mut restriction = table.restrict(&all);
+    drop(restriction.split(&all, Level::PAGE, &mut tables));
+    drop(restriction);
+    drop(tables);
+    host.join().expect("the host ends");
+    vm.finish(&[(0, spare()), (1, frame(1)), (3, frame(3))]);
+}
+
+/// Two removals and a fault over one block, each of other pages of it.
+#[test]
+fn two_removals_and_a_fault_meet_in_one_block() {
+    check(Some(2), || {
+        let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(2));
+        vm.map(0);
+        vm.host.shape_block(0, 2, 0);
+        let one = thread::spawn({
+            let vm = vm.clone();
+            move || vm.migrate(0, frame(0), spare())
+        });
+        let other = thread::spawn({
+            let vm = vm.clone();
+            move || drop(vm.memory.invalidate(hva_pages(1, 3)))
+        });
+        vm.fault(&mut vm.memory.vcpu(), 3, Access::Read);
+        one.join().expect("the one ends");
+        other.join().expect("the other ends");
+        vm.finish(&[(0, spare()), (1, frame(1)), (3, frame(3))]);
+    });
 }

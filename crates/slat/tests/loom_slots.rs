@@ -102,3 +102,31 @@ fn p11_a_slot_that_took_anothers_id_can_be_found() {
         vm.finish(&[(0, spare())]);
     });
 }
+
+/// P11: a slot that is removed, an invalidation that finds it, and a fault in another slot that
+/// shows the same page through the same table.
+#[test]
+fn p11_a_removal_an_invalidation_and_a_fault_share_a_table() {
+    check(Some(2), || {
+        let vm = Vm::new(BREAKS, ModelHost::with_blocks(0));
+        vm.memory.insert(on_fault(1, 0, 2, 0)).expect("a slot");
+        vm.memory.insert(on_fault(2, 2, 2, 0)).expect("a slot");
+        vm.map(0);
+        vm.map(2);
+        let remover = thread::spawn({
+            let vm = vm.clone();
+            move || {
+                vm.memory.remove(SlotId(1)).expect("it exists");
+                vm.machine.close(gpa_pages(0, 2));
+            }
+        });
+        let host = thread::spawn({
+            let vm = vm.clone();
+            move || vm.migrate(0, frame(0), spare())
+        });
+        vm.fault(&mut vm.memory.vcpu(), 2, Access::Read);
+        remover.join().expect("the remover ends");
+        host.join().expect("the host ends");
+        vm.finish(&[(2, spare())]);
+    });
+}

@@ -69,11 +69,20 @@ impl ModelHost {
         self.set(number, page);
     }
 
-    /// The blocks around page `number` is in pages of its own from now on.
-    pub(crate) fn split_block(&self, number: u64, order: u32) {
+    /// The block of `1 << order` pages around page `number` is in blocks of `1 << to` pages from
+    /// now on, all pages where they were at first. Nothing is taken away by that.
+    pub(crate) fn shape_block(&self, number: u64, order: u32, to: u32) {
         let first = number >> order << order;
         for page in first..first + (1 << order) {
-            self.move_page(page, frame(page));
+            let (frame, writable) = (frame(page), true);
+            self.set(
+                page,
+                Page {
+                    frame,
+                    order: to,
+                    writable,
+                },
+            );
         }
     }
 

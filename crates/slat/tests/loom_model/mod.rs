@@ -1,5 +1,6 @@
 //! What the loom tests share: a [`tiny`] format, a [`machine`] with hostile [`caches`], a
-//! [`host`], and a VM made of them. The code under test is the real one; only what it stands on is modelled.
+//! [`host`], and a VM made of them. The code under test is the real one; only what it stands on
+//! is modelled.
 
 #![allow(
     dead_code,
@@ -98,8 +99,9 @@ impl Vm {
     pub(crate) fn finish(self, pages: &[(u64, Hpa)]) {
         let mut vcpu = self.memory.vcpu();
         for (number, expected) in pages {
-            let outcome = self.fault(&mut vcpu, *number, Access::Read);
-            assert!(is_handled(&outcome), "page {number}: {outcome:?}");
+            // The first may have to break what is in its way (P4).
+            let mut tries = (0..2).map(|_| self.fault(&mut vcpu, *number, Access::Read));
+            assert!(tries.any(|outcome| is_handled(&outcome)), "page {number}");
             assert_eq!(self.frame_at(*number), Some(*expected), "page {number}");
         }
         drop(vcpu);
