@@ -125,7 +125,15 @@ fn nightly(workspace: &Workspace) -> Command {
 /// debug assertions left in, and properties are tried on fewer cases.
 fn test(command: &mut Command, host: &str, output: &Path) {
     command
-        .args(["test", "--lib", "--tests", "--target", host, "--target-dir"])
+        .args([
+            "test",
+            "--no-fail-fast",
+            "--lib",
+            "--tests",
+            "--target",
+            host,
+            "--target-dir",
+        ])
         .arg(output)
         .args(PACKAGES)
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
