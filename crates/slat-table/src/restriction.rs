@@ -111,6 +111,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     ) -> Flush<'_, 't, F, P> {
         let mut owed = self.owed.take();
         self.cover(range);
+        let mut skipped = StripeSet::EMPTY;
         let mut wide: Option<GpaRange> = None;
         let mut rest = self.table.within_address_width(range);
         while let Some(todo) = rest {
@@ -123,7 +124,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                 wide,
                 can_detach,
             };
-            let step = self.unmap_step(&unmapping, &partial, &mut owed);
+            let step = self.unmap_step(&unmapping, &partial, &mut owed, &mut skipped);
             wide = None;
             match step {
                 Step::Up(end) => rest = end.and_then(|end| todo.from(end)),
@@ -145,6 +146,10 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                 }
             }
         }
+        // P6 for what was skipped without holding its stripes.
+        if !skipped.is_empty() && self.table.hold_stripes(skipped).others_active() {
+            owed.add(&TlbWork::everything_in(*range));
+        }
         self.owed = owed;
         Flush::of(&mut self.owed)
     }
@@ -154,6 +159,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         unmapping: &Unmapping,
         partial: &PartialBlock<'_, '_, F, P>,
         owed: &mut Owed<'_, F, P>,
+        skipped: &mut StripeSet,
     ) -> Step {
         let Unmapping {
             todo,
@@ -179,9 +185,9 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             return Step::Up(self.unmap_pages(todo, &place, owed));
         }
         if F::is_empty(place.level, place.raw) {
-            // One stripe is enough here. Whoever empties an entry marks all of its stripes until
-            // its flush is complete, so none held up means that none is pending (P6). And our own
-            // marks keep anybody from installing anything in our range (P3).
+            // No stripe need be held to know that it stays empty: all are marked, so nobody
+            // installs anything (P3).
+            *skipped = skipped.union(stripes.without(hold.stripes()));
             return Step::Up(Some(block.end()));
         }
         if !hold.stripes().covers(stripes) || !self.raised.covers(stripes) {
