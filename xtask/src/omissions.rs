@@ -19,7 +19,7 @@
 //! The test has to pass without the omission first, and the changed sources have to compile.
 
 use core::time::Duration;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -100,61 +100,58 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -
 /// Leaves out each rule in `only`, or every rule if that is empty; returns how many were noticed.
 /// It is an error if one was not.
 pub(crate) fn run_all(workspace: &Workspace, only: &[String], journal: &Journal) -> Result<usize> {
-    let file = workspace.root.join("xtask/omissions.toml");
-    let text =
-        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let mut list: List =
-        toml::from_str(&text).with_context(|| format!("cannot read {}", file.display()))?;
-    if !only.is_empty() {
-        list.omission
-            .retain(|omission| only.contains(&omission.rule));
+    let omissions = read_list(&workspace.root, only)?;
+    let copy = Copy::make(workspace)?;
+    let mut sound = HashMap::new();
+    let mut problems = Vec::new();
+    for omission in &omissions {
+        let what = format!("{} without {}", omission.rule, omission.what);
+        let verdict = sound
+            .entry(&omission.test)
+            .or_insert_with(|| {
+                copy.check_sound(&omission.test, journal)
+                    .map_err(|e| format!("{e:#}"))
+            })
+            .clone()
+            .map_err(anyhow::Error::msg)
+            .and_then(|()| copy.leave_out(omission, journal))
+            .and_then(noticed);
+        match verdict {
+            Ok(how) => journal.say(format_args!("{what}: {how}")),
+            Err(error) => {
+                journal.say(format_args!("{what}: {error:#}"));
+                problems.push(format!("{what}: {error:#}"));
+            }
+        }
     }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(omissions.len())
+}
+
+/// Reads the list, or the part of it that `only` names if that is not empty.
+fn read_list(root: &Path, only: &[String]) -> Result<Vec<Omission>> {
+    let file = root.join("xtask/omissions.toml");
+    let context = || format!("cannot read {}", file.display());
+    let list: List =
+        toml::from_str(&fs::read_to_string(&file).with_context(context)?).with_context(context)?;
+    let mut omissions = list.omission;
+    omissions.retain(|omission| only.is_empty() || only.contains(&omission.rule));
     ensure!(
-        !list.omission.is_empty(),
+        !omissions.is_empty(),
         "{} lists no such rule",
         file.display()
     );
+    Ok(omissions)
+}
 
-    let copy = Copy::make(workspace)?;
-    let mut sound = HashSet::new();
-    let mut unnoticed = Vec::new();
-    for omission in &list.omission {
-        let Omission {
-            rule, what, test, ..
-        } = omission;
-        if sound.insert(test.clone()) {
-            copy.check_sound(test, journal)?;
-        }
-        match copy
-            .leave_out(omission, journal)
-            .with_context(|| format!("{rule}, {what}"))?
-        {
-            Ending::Failed(tests) if tests.is_empty() => {
-                journal.say(format_args!(
-                    "{rule}: without {what}: the test program died"
-                ));
-            }
-            Ending::Failed(tests) => {
-                journal.say(format_args!(
-                    "{rule}: without {what}: {} failed",
-                    tests.join(", ")
-                ));
-            }
-            Ending::Hung => journal.say(format_args!("{rule}: without {what}: the test hung")),
-            Ending::Passed(count) => {
-                journal.say(format_args!(
-                    "{rule}: without {what}: NOT NOTICED by {count} tests"
-                ));
-                unnoticed.push(format!("{rule} ({what})"));
-            }
-        }
+/// How an omission was noticed, or an error if it was not.
+fn noticed(ending: Ending) -> Result<String> {
+    match ending {
+        Ending::Failed(tests) if tests.is_empty() => Ok("the test program died".to_owned()),
+        Ending::Failed(tests) => Ok(format!("{} failed", tests.join(", "))),
+        Ending::Hung => Ok("the test hung".to_owned()),
+        Ending::Passed(count) => bail!("NOT NOTICED by {count} tests"),
     }
-    ensure!(
-        unnoticed.is_empty(),
-        "left out and not noticed: {}",
-        unnoticed.join(", ")
-    );
-    Ok(list.omission.len())
 }
 
 /// A copy of the sources that may be changed.
@@ -403,7 +400,10 @@ mod tests {
         let error = run_sample(&omission("pub fn idle() {}", ""))
             .unwrap_err()
             .to_string();
-        assert!(error.contains("not noticed: R1 (the limit)"), "{error}");
+        assert!(
+            error.contains("R1 without the limit: NOT NOTICED by 1 tests"),
+            "{error}"
+        );
     }
 
     #[test]
