@@ -1,8 +1,10 @@
 //! How guest memory asks an address space: the [`Host`] contract.
 
+use alloc::sync::Weak;
 use core::fmt;
 
 use slat::host::{self, Host, HostPage, HostView, ResolveError};
+use slat::notifier::Notifier;
 use slat_table::address::Hva;
 use slat_table::attributes::Access;
 use slat_table::lock::{Locks, RwLock};
@@ -40,6 +42,7 @@ impl<L: Locks> fmt::Debug for View<'_, L> {
 }
 
 // SAFETY: by the number of the promise:
+// 0. Every change is made inside a `Bracket`, which tells all who are registered and still there.
 // 1. Pages come out of `peek` and `fault` with the mmap lock held for reading and, where the
 //    object can change by itself, under the object's lock. What they say depends on the VMA and
 //    on the object's frames or the device's state. `map` only adds VMAs. `unmap` and `protect`
@@ -60,6 +63,10 @@ impl<L: Locks> fmt::Debug for View<'_, L> {
 #[expect(unsafe_code, reason = "the promise to guest memory is an unsafe trait")]
 unsafe impl<F: Frames, L: Locks> Host for AddressSpace<F, L> {
     type View<'a> = View<'a, L>;
+
+    fn register(&self, notifier: Weak<dyn Notifier>) {
+        self.shared.notifiers.register(notifier);
+    }
 
     fn view(&self) -> View<'_, L> {
         View {

@@ -42,7 +42,7 @@ impl Level {
     /// The next level towards the root.
     #[inline]
     pub const fn up(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -10,7 +10,7 @@
 //! * [`platform`] and [`lock`]: what an embedder brings;
 //! * [`stripe`]: the striped span locks with their invalidation sequences;
 //! * [`table`]: the tree itself: install under a held stripe; [`walk`]: translate, list, age;
-//! * [`restriction`]: taking translations away: unmap, split, write-protect;
+//! * [`restriction`]: taking translations away: unmap, split, prune;
 //! * [`flush`]: TLB work as a value that owns what must outlive it;
 //! * `simulated` (feature `std`): a machine in ordinary memory, for tests.
 //!

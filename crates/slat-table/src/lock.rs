@@ -121,8 +121,8 @@ macro_rules! poisoning_locks {
             use super::{Locks, Mutex, RwLock};
             use $sync as sync;
 
-            // A panic under one of these locks leaves page tables in a state that nobody has
-            // argued about, so a poisoned lock is taken over only to let the panic travel on.
+            // What these locks protect is sound between any two stores, so a panic elsewhere under
+            // one of them (in an embedder's platform) leaves nothing half done.
             impl<T: Send> Mutex<T> for sync::Mutex<T> {
                 type Guard<'a>
                     = sync::MutexGuard<'a, T>

@@ -23,6 +23,9 @@ use crate::sync::Ordering;
 ///   deals with byte order).
 pub trait TableMemory: Send + Sync {
     /// A zeroed table of `bytes` bytes (a power of two) aligned to its size, or `None`.
+    ///
+    /// May be called while the host announces a change, with any of the host's locks held: it
+    /// must neither wait for one nor reclaim memory through them. The same goes for `free`.
     fn allocate(&self, bytes: u32) -> Option<Hpa>;
 
     /// Takes back the table of `bytes` bytes at `table`, which no walker can reach any more.

@@ -16,7 +16,7 @@ use crate::flush::{Flush, Owed};
 use crate::format::{Entry, Format};
 use crate::geometry::Level;
 use crate::platform::{Platform, TlbWork};
-use crate::stripe::StripeSet;
+use crate::stripe::{StripeSet, StripesId};
 use crate::table::{Hold, PageTable, Place, entry_address};
 
 /// What becomes of a block of which only part is to be unmapped.
@@ -43,7 +43,11 @@ impl<F: Format, P: Platform> fmt::Debug for PartialBlock<'_, '_, F, P> {
 /// for good; nothing unsafe follows.
 #[derive(Debug)]
 #[must_use = "faults under these stripes stall until PageTable::lower"]
-pub struct Raised(StripeSet);
+pub struct Raised {
+    stripes: StripeSet,
+    /// Whose stripes.
+    of: StripesId,
+}
 
 /// A removal in progress.
 #[must_use = "faults under its stripes stall while a restriction lives"]
@@ -72,9 +76,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
     }
 
-    /// P8: ends a removal whose marks were left up.
-    pub fn lower(&self, Raised(stripes): Raised) {
-        self.stripes.lower(stripes);
+    /// P8: ends a removal whose marks were left up. False, and nothing is done, if they are
+    /// another table's.
+    pub fn lower(&self, Raised { stripes, of }: Raised) -> bool {
+        let ours = of == self.stripes.id();
+        if ours {
+            self.stripes.lower(stripes);
+        }
+        ours
     }
 }
 
@@ -98,7 +107,11 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
 
     /// Leaves the marks up after the removal, which is flushed.
     pub fn leave_raised(mut self) -> Raised {
-        Raised(core::mem::take(&mut self.raised))
+        self.owed.carry_out();
+        Raised {
+            stripes: core::mem::take(&mut self.raised),
+            of: self.table.stripes.id(),
+        }
     }
 
     /// Removes every translation of `range`. A table that `range` covers is dropped whole.
@@ -310,13 +323,16 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         };
         let hold = self.table.hold(block);
         let now = hold.descend(block.start(), place.level);
-        let Entry::Leaf { hpa, attributes } = self.table.decode(now.level, now.raw) else {
-            return true;
-        };
         if now.level != place.level {
             return true;
         }
-        let (mut old, mut attributes) = (now.raw, attributes);
+        let (hpa, mut attributes) = match self.table.decode(now.level, now.raw) {
+            Entry::Leaf { hpa, attributes } => (hpa, attributes),
+            Entry::Empty | Entry::Table(_) => return true,
+            // Not ours to take apart.
+            Entry::Foreign(_) => return false,
+        };
+        let mut old = now.raw;
         let broken = self.table.rules().break_before_make;
         if broken {
             old = self.table.swap(now.entry, F::empty(now.level));
@@ -410,22 +426,34 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         let Some(block) = self.table.geometry().block(level, edge) else {
             return;
         };
-        if !self.table.geometry().contains(&block) || !owed.make_room_for_table() {
+        let seems_empty = || {
+            let hold = self.table.hold_stripes(self.table.stripes.of(edge));
+            let place = hold.descend(edge, level);
+            place.level == level && self.is_empty_table(&place)
+        };
+        // To look again with all stripes marked and held stalls the whole VM for a moment.
+        let worth_it = self.table.geometry().contains(&block) && seems_empty();
+        if !worth_it || !owed.make_room_for_table() {
             return;
         }
         self.cover(&block);
         let hold = self.table.hold(&block);
         let place = hold.descend(edge, level);
-        if place.level != level || !F::is_table(level, place.raw) {
-            return;
-        }
-        let child = F::address(self.table.features(), level, place.raw);
-        let mut entries = 0..self.table.entries(below);
-        let in_use = |index| !F::is_empty(below, self.table.load(entry_address(child, index)));
-        if !entries.any(in_use) {
+        if place.level == level && self.is_empty_table(&place) {
+            let child = F::address(self.table.features(), level, place.raw);
             self.table.swap(place.entry, F::empty(level));
             owed.detach(child, below, block);
         }
+    }
+
+    /// Whether the entry at `place` points to a table whose entries are all empty.
+    fn is_empty_table(&self, place: &Place) -> bool {
+        let Some(below) = place.level.down() else {
+            return false;
+        };
+        let child = F::address(self.table.features(), place.level, place.raw);
+        let is_empty = |index| F::is_empty(below, self.table.load(entry_address(child, index)));
+        F::is_table(place.level, place.raw) && (0..self.table.entries(below)).all(is_empty)
     }
 }
 

@@ -19,6 +19,7 @@
 //! no count is up and no sequence has moved (P3).
 
 use alloc::boxed::Box;
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
@@ -106,6 +107,10 @@ struct Stripe<L: Locks> {
 
 type Guard<'a, L> = <<L as Locks>::Mutex<u32> as Mutex<u32>>::Guard<'a>;
 
+/// Tells the stripes of one table from those of another while both exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StripesId(usize);
+
 /// All stripes of one table.
 pub(crate) struct Stripes<L: Locks> {
     stripes: Box<[Stripe<L>]>,
@@ -114,21 +119,23 @@ pub(crate) struct Stripes<L: Locks> {
 
 impl<L: Locks> Stripes<L> {
     /// `count` stripes, a power of two of at most [`MAX_STRIPES`], for spans of
-    /// `1 << span_shift` bytes; `None` if it is not, or if memory runs out.
-    pub(crate) fn new(count: usize, span_shift: u32) -> Option<Self> {
-        if !count.is_power_of_two() || count > MAX_STRIPES {
-            return None;
-        }
+    /// `1 << span_shift` bytes.
+    pub(crate) fn new(count: usize, span_shift: u32) -> Result<Self, TryReserveError> {
         let mut stripes = Vec::new();
-        stripes.try_reserve_exact(count).ok()?;
+        stripes.try_reserve_exact(count)?;
         stripes.extend((0..count).map(|_| Stripe {
             in_progress: L::Mutex::new(0),
             sequence: AtomicU64::new(0),
         }));
-        Some(Self {
+        Ok(Self {
             stripes: stripes.into_boxed_slice(),
             span_shift,
         })
+    }
+
+    /// What tells them from others: where they are, which does not change when the table moves.
+    pub(crate) fn id(&self) -> StripesId {
+        StripesId(self.stripes.as_ptr().addr())
     }
 
     /// The stripe of the span around `gpa`.

@@ -45,6 +45,9 @@ pub enum NewTableError {
     /// The number of stripes is no power of two or too large.
     #[error("{0} stripes: need a power of two, at most {MAX_STRIPES}")]
     Stripes(usize),
+    /// No memory for the stripes.
+    #[error("no memory for {0} stripes")]
+    NoMemory(usize),
     /// No memory for the root.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -128,8 +131,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         options: TableOptions,
     ) -> Result<Self, NewTableError> {
         let geometry = F::geometry(&features, options.address_bits)?;
-        let stripes = Stripes::new(options.stripes, geometry.span_shift())
-            .ok_or(NewTableError::Stripes(options.stripes))?;
+        let count = options.stripes;
+        if !count.is_power_of_two() || count > MAX_STRIPES {
+            return Err(NewTableError::Stripes(count));
+        }
+        let stripes = Stripes::new(count, geometry.span_shift())
+            .map_err(|_| NewTableError::NoMemory(count))?;
         let mut table = Self {
             platform,
             rules: F::rules(&features),
@@ -471,7 +478,8 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
     ///
     /// # Errors
     ///
-    /// [`NoTableReady`] if `tables` was not filled, or if the hold does not cover the leaves;
+    /// [`NoTableReady`] if `tables` was not filled or is another table's, or if the hold does not
+    /// cover the leaves;
     /// no leaf is installed then.
     #[inline]
     pub fn install(
@@ -479,7 +487,7 @@ impl<F: Format, P: Platform> Hold<'_, F, P> {
         leaves: &Leaves,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Installed, NoTableReady> {
-        if !self.covers(leaves) {
+        if !self.covers(leaves) || !tables.is_for(self.table) {
             return Err(NoTableReady(leaves.level));
         }
         let place = self.descend_making_tables(leaves.range.start(), leaves.level, tables)?;

@@ -2,9 +2,10 @@
 //! machine; the example `platform` writes one. Run it with `cargo run -p slat --example embed`.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, Weak};
 
 use slat::host::{Host, HostPage, HostView, PageKind, ResolveError, Vma};
+use slat::notifier::Notifier;
 use slat::table::address::{Gpa, Hpa, Hva, HvaRange, PAGE_SIZE};
 use slat::table::attributes::{Access, MemoryType};
 use slat::table::format::arm64::{Arm64, Arm64Features};
@@ -45,6 +46,7 @@ impl HostView for &Kernel {
 // SAFETY: a page goes only between the beginning and the end of an invalidation, see `main`.
 unsafe impl Host for Kernel {
     type View<'a> = &'a Self;
+    fn register(&self, _: Weak<dyn Notifier>) {} // `main` is the only one who changes anything
     fn view(&self) -> &Self {
         self
     }

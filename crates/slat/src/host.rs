@@ -8,10 +8,13 @@
 //!
 //! The host tells of its changes through a [`Notifier`](crate::notifier::Notifier).
 
+use alloc::sync::Weak;
 use core::fmt;
 
 use slat_table::address::{Hpa, Hva, HvaRange};
 use slat_table::attributes::{Access, MemoryType};
+
+use crate::notifier::Notifier;
 
 /// What kind of memory a mapping or page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,14 +120,15 @@ pub trait HostView {
 ///
 /// Memory safety of everything on the machine rests on what the implementer promises:
 ///
+/// 0. Every registered notifier is told of every change, for as long as it is there.
 /// 1. What [`peek`](HostView::peek) and [`fault`](Host::fault) returned (address, kind, memory
 ///    type, permission to write) stays true for the whole block until a
 ///    [`Notifier`](crate::notifier::Notifier) call covering it has **returned**. A gain of
 ///    permission needs no notice.
-/// 2. A change takes effect, and a page is given to anybody else, only between the return of
-///    [`Notifier::begin`](crate::notifier::Notifier::begin) and the call of
-///    [`Notifier::end`](crate::notifier::Notifier::end); until `end`, a `peek` or `fault` may
-///    return what was there before or what will be there after.
+/// 2. A change takes effect, and a page is given to anybody else, only after
+///    [`Notifier::begin`](crate::notifier::Notifier::begin) has returned.
+///    [`Notifier::end`](crate::notifier::Notifier::end) is called after the change; until then,
+///    a `peek` or `fault` may return what was there before or what will be there after.
 /// 3. A host block lies inside one mapping, contains the address asked for, and is mapped
 ///    linearly from its `hpa`.
 #[expect(
@@ -136,6 +140,10 @@ pub unsafe trait Host: Send + Sync + 'static {
     type View<'a>: HostView
     where
         Self: 'a;
+
+    /// From now on tells `notifier` of every change, as the safety section says, until it is
+    /// gone. Guest memory calls this when it is made, before it asks for anything.
+    fn register(&self, notifier: Weak<dyn Notifier>);
 
     /// Takes the mmap lock for reading.
     fn view(&self) -> Self::View<'_>;

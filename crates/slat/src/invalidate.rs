@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use slat_table::address::{GpaRange, HvaRange};
+use slat_table::address::{GpaRange, Hva, HvaRange, PAGE_SIZE};
 use slat_table::cache::TableCache;
 use slat_table::format::Format;
 use slat_table::lock::Mutex;
@@ -76,8 +76,9 @@ impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
     }
 
     fn end(&self, ticket: Ticket) {
-        self.table.lower(ticket.raised);
-        self.index.lock().end(ticket.active);
+        if self.table.lower(ticket.raised) {
+            self.index.lock().end(ticket.active);
+        }
     }
 
     fn age(&self, range: HvaRange) -> bool {
@@ -95,11 +96,10 @@ impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
     }
 
     fn release(&self) {
-        let set = self.slots();
-        for slot in set.slots() {
-            if let Some(range) = slot.hva_range() {
-                self.end(self.begin(range));
-            }
+        // Through the index, which also has slots that are no longer published but not yet
+        // unmapped (P11).
+        if let Ok(all) = HvaRange::new(Hva::new(0), !(PAGE_SIZE - 1)) {
+            self.end(self.begin(all));
         }
     }
 }

@@ -12,6 +12,7 @@
 //!   come first; [`report`]: what was mapped, and why not more;
 //! * [`populate`]: the one path by which anything is ever mapped, whether at creation, on a
 //!   fault, or ahead of one; [`vcpu`]: a vCPU's faults;
+//! * [`memory`]: it all put together; [`view`]: a look at the tables;
 //! * [`invalidate`]: taking pages away before the host changes them.
 //!
 //! A VMM's life with it: make a [`GuestMemory`], [`insert`](GuestMemory::insert) regions and read
@@ -50,6 +51,7 @@ pub mod stats;
 mod testing;
 pub mod transaction;
 pub mod vcpu;
+pub mod view;
 
 pub use config::Config;
 pub use memory::GuestMemory;

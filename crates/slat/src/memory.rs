@@ -1,39 +1,44 @@
 //! The memory of one VM.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
 use slat_table::address::{Gpa, GpaRange};
+use slat_table::cache::TableCache;
 use slat_table::format::Format;
 use slat_table::geometry::Level;
 use slat_table::lock::{Locks, Mutex};
 use slat_table::platform::Platform;
+use slat_table::sync::Ordering;
 use slat_table::table::{NewTableError, PageTable};
 
 use crate::config::Config;
 use crate::host::Host;
 use crate::index::InvalidationIndex;
+use crate::notifier::Notifier;
 use crate::region::{Region, SlotId};
 use crate::report::RegionReport;
 use crate::slots::{Published, SlotSet};
 use crate::stats::{Counters, MemoryStats};
 use crate::transaction::{Transaction, TransactionError};
 use crate::vcpu::Vcpu;
-use slat_table::sync::Ordering;
+use crate::view::TableView;
 
 pub(crate) type LockOf<P, T> = <<P as Platform>::Locks as Locks>::Mutex<T>;
 
 /// The memory of one VM: its slots, and the tables that show them to the guest.
 ///
-/// Shared by all vCPUs and the VMM's threads; every method takes `&self`.
+/// Shared by all vCPUs and the VMM's threads; every method takes `&self`. When it is dropped, no
+/// CPU may still run the guest on its tables.
 ///
 /// Lock order (P12): the transaction lock, then the wait for invalidations (with the index lock
-/// taken and let go), then the host's mmap lock, then stripes by index. The index lock is also
-/// taken alone, or with stripes after it.
+/// taken and let go), then the host's mmap lock, then stripes by index. The index lock is taken
+/// and let go with no other lock of ours inside.
 pub struct GuestMemory<F: Format, H: Host, P: Platform> {
-    pub(crate) host: H,
+    // Dropped before the host, whose memory it shows.
     pub(crate) table: PageTable<F, P>,
+    pub(crate) host: H,
     pub(crate) config: Config,
     pub(crate) transactions: LockOf<P, ()>,
     pub(crate) published: Published<P::Locks>,
@@ -43,7 +48,8 @@ pub struct GuestMemory<F: Format, H: Host, P: Platform> {
 
 impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
     /// Memory without slots, backed by `host`, with tables and TLBs from `platform`. `features`
-    /// says what of the format the CPU has.
+    /// says what of the format the CPU has. It registers with the host, which tells it of every
+    /// change from then on.
     ///
     /// # Errors
     ///
@@ -54,21 +60,27 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         platform: P,
         features: F::Features,
         config: Config,
-    ) -> Result<Self, NewTableError> {
-        Ok(Self {
-            host,
-            table: PageTable::new(platform, features, config.table)?,
-            config,
-            transactions: Mutex::new(()),
-            published: Published::new(),
-            index: Mutex::new(InvalidationIndex::default()),
-            counters: Counters::new(),
-        })
+    ) -> Result<Arc<Self>, NewTableError> {
+        let table = PageTable::new(platform, features, config.table)?;
+        Ok(Arc::new_cyclic(|memory: &Weak<Self>| {
+            // Nothing is asked of the host before it knows whom to tell of changes.
+            let notifier: Weak<dyn Notifier> = memory.clone();
+            host.register(notifier);
+            Self {
+                table,
+                host,
+                config,
+                transactions: Mutex::new(()),
+                published: Published::new(),
+                index: Mutex::new(InvalidationIndex::default()),
+                counters: Counters::new(),
+            }
+        }))
     }
 
-    /// The tables. What the hardware needs to know is [`PageTable::root`].
-    pub fn table(&self) -> &PageTable<F, P> {
-        &self.table
+    /// The tables, to look at. What the hardware needs to know is [`TableView::root`].
+    pub fn table(&self) -> TableView<'_, F, P> {
+        TableView(&self.table)
     }
 
     /// The host's memory manager.
@@ -93,7 +105,10 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
     /// [`TransactionError`]; nothing has changed then.
     pub fn insert(&self, region: Region) -> Result<RegionReport, TransactionError> {
         let mut reports = self.transaction().create(region).commit()?;
-        reports.pop().ok_or(TransactionError::NoMemory)
+        let Some(report) = reports.pop() else {
+            unreachable!("a transaction reports on each slot that it creates")
+        };
+        Ok(report)
     }
 
     /// Deletes one slot. When this returns, the guest reaches none of it.
@@ -129,6 +144,14 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
                 });
         }
         self.table.geometry().minimum_table_bytes(&leaves)
+    }
+
+    /// Breaks the blocks of `range` that are larger than leaves of `to` into such, with all they
+    /// allow kept, so that later changes to single pages of it cost less. Best effort: what meets
+    /// an invalidation, or lacks memory for a table, is left to faults.
+    pub fn split(&self, range: &GpaRange, to: Level) {
+        let mut tables = TableCache::new(&self.table);
+        drop(self.table.restrict(range).split(range, to, &mut tables));
     }
 
     /// Counters since the beginning.

@@ -23,10 +23,12 @@ pub struct Ticket {
 
 /// Somebody who maps what a host has mapped, and must hear before it changes.
 pub trait Notifier: Send + Sync {
-    /// Takes every translation of `range` away from the guest. Needs no memory to succeed.
+    /// Takes every translation of `range` away from the guest. Needs no memory to succeed, but
+    /// asks for tables where a block is to be split rather than dropped.
     fn begin(&self, range: HvaRange) -> Ticket;
 
-    /// Lets faults see the range again, as it is now.
+    /// Lets faults see the range again, as it is now. A ticket that another notifier made is
+    /// ignored.
     fn end(&self, ticket: Ticket);
 
     /// Whether the guest used a page of `range` since the last call, and forgets it. A hint.

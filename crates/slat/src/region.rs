@@ -7,7 +7,7 @@
 use core::fmt;
 
 use slat_table::address::{Gpa, GpaRange, Hva, HvaRange, RangeError};
-use slat_table::geometry::Geometry;
+use slat_table::geometry::{Geometry, Level};
 
 use crate::config::Config;
 use crate::errno::Errno;
@@ -104,6 +104,11 @@ impl Region {
                 end: config.host_end,
             });
         }
+        let page = geometry.entry_bytes(Level::PAGE);
+        let aligned = range.start().is_aligned(page) && range.end().is_aligned(page);
+        if !aligned || !self.hva.is_aligned(page) {
+            return Err(RegionError::Page { range, hva, page });
+        }
         if range.pages() > config.slot_pages {
             return Err(RegionError::TooManyPages {
                 pages: range.pages(),
@@ -154,6 +159,16 @@ pub enum RegionError {
         /// First address that may not be named.
         end: u64,
     },
+    /// The ranges are not made of whole pages of the format, which are larger than 4 KiB.
+    #[error("guest range {range} or host range {hva} is not made of pages of {page:#x} bytes")]
+    Page {
+        /// The guest range asked for.
+        range: GpaRange,
+        /// The host range asked for.
+        hva: HvaRange,
+        /// The format's page in bytes.
+        page: u64,
+    },
     /// The region has too many pages.
     #[error("{pages} pages: a slot has at most {limit}")]
     TooManyPages {
@@ -181,6 +196,7 @@ impl RegionError {
             | Self::Guest(_)
             | Self::Host(_)
             | Self::HostEnd { .. }
+            | Self::Page { .. }
             | Self::TooManyPages { .. } => Errno::EINVAL,
         }
     }

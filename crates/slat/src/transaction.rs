@@ -124,8 +124,8 @@ impl<'m, F: Format, H: Host, P: Platform> Transaction<'m, F, H, P> {
     /// Does it all. Reports on the slots created, in the order in which they were asked for.
     ///
     /// When this returns, the guest reaches nothing of the slots deleted. Waits for invalidations
-    /// that are under way over the slots created, so it must not be called from inside one, nor
-    /// with the host's mmap lock held (P12).
+    /// that are under way over the slots created, however long they take, so it must not be called
+    /// from inside one, nor with the host's mmap lock held (P12).
     ///
     /// # Errors
     ///

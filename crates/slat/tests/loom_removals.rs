@@ -8,7 +8,6 @@ mod loom_model;
 
 use loom::thread;
 use slat_table::attributes::Access;
-use slat_table::cache::TableCache;
 use slat_table::geometry::Level;
 
 use loom_model::host::{ModelHost, frame, hva_pages};
@@ -183,13 +182,7 @@ fn eager_split(break_before_make: bool) {
         let vm = vm.clone();
         move || vm.migrate(0, frame(0), spare())
     });
-    let table = vm.memory.table();
-    let all = gpa_pages(0, 4);
-    let mut tables = TableCache::new(table);
-    let mut restriction = table.restrict(&all);
-    drop(restriction.split(&all, Level::PAGE, &mut tables));
-    drop(restriction);
-    drop(tables);
+    vm.memory.split(&gpa_pages(0, 4), Level::PAGE);
     host.join().expect("the host ends");
     vm.finish(&[(0, spare()), (1, frame(1)), (3, frame(3))]);
 }

@@ -6,12 +6,11 @@
 //! the two are congruent for every block size.
 
 use alloc::string::{String, ToString as _};
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use slat::GuestMemory;
 use slat::config::Config;
-use slat::notifier::Notifier;
 use slat::region::{Mapping, Region, SlotId};
 use slat::report::RegionReport;
 use slat::table::address::{Gpa, GpaRange, Hpa, HpaRange, Hva, HvaRange, RangeError};
@@ -54,7 +53,6 @@ pub(super) struct Guest {
     pub(super) memory: Arc<Memory>,
     pub(super) regions: Vec<GuestRegion>,
     pub(super) revocable: Vec<Revocable>,
-    registration: Weak<dyn Notifier>,
 }
 
 /// One region of the guest's physical addresses.
@@ -112,16 +110,13 @@ impl Guest {
         };
         let platform = El2Platform::new(Arc::clone(host));
         let config = Config::new().address_bits(ADDRESS_BITS);
-        let memory = Arc::new(Memory::new(space.clone(), platform, arm64, config)?);
-        let registration = Arc::downgrade(&memory) as Weak<dyn Notifier>;
-        space.register(Weak::clone(&registration));
+        let memory = Memory::new(space.clone(), platform, arm64, config)?;
         let (regions, revocable) = (Vec::new(), Vec::new());
         Ok(Self {
             space,
             memory,
             regions,
             revocable,
-            registration,
         })
     }
 
@@ -208,7 +203,6 @@ impl Guest {
 
     /// Takes everything apart; afterwards every frame is free again.
     pub(super) fn tear_down(self) {
-        self.space.unregister(&self.registration);
         drop(self.memory);
         drop(self.space);
     }

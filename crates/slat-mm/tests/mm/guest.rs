@@ -63,7 +63,7 @@ pub(crate) fn device(pages: u64) -> DriverDevice<StdLocks> {
 
 /// One slot, and the shadow.
 pub(crate) struct Guest {
-    pub(crate) memory: Memory,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) platform: SimulatedPlatform<StdLocks>,
     arena: Arc<Arena>,
     slot: HvaRange,

@@ -1,10 +1,11 @@
 //! A host memory manager of eight pages. What it has at a page is one relaxed atomic, so nothing
 //! orders a change and a look at it but the protocol's own locks and barriers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use loom::sync::atomic::{AtomicU64, Ordering};
 use slat::host::{Host, HostPage, HostView, PageKind, ResolveError, Vma};
+use slat::notifier::Notifier;
 use slat_table::address::{Hpa, Hva, HvaRange, PAGE_SIZE};
 use slat_table::attributes::{Access, MemoryType};
 
@@ -141,6 +142,9 @@ impl HostView for ModelHost {
 // tests keep them all the same: a frame is given away only between a notifier's two calls.
 unsafe impl Host for ModelHost {
     type View<'a> = Self;
+
+    /// The tests themselves say what they change.
+    fn register(&self, _: Weak<dyn Notifier>) {}
 
     fn view(&self) -> Self {
         self.clone()

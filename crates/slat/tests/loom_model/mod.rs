@@ -54,7 +54,7 @@ impl Vm {
         Self {
             machine,
             host,
-            memory: Arc::new(memory.expect("a table")),
+            memory: memory.expect("a table"),
         }
     }
 

@@ -95,7 +95,6 @@ impl Vm {
     pub(crate) fn with(config: Config, features: Arm64Features, mappings: &[Mapping]) -> Self {
         let (host, machine) = (ScriptedHost::new(mappings), Machine::new());
         let memory = GuestMemory::new(host.clone(), machine.clone(), features, config).unwrap();
-        let memory = Arc::new(memory);
         Self {
             memory,
             host,
