@@ -300,3 +300,19 @@ fn statistics_count_what_happened() {
     assert_eq!(stats.tables, vm.machine.live_tables());
     assert_eq!(stats.table_bytes, vm.machine.live_bytes());
 }
+
+#[test]
+fn a_ticket_of_another_vm_is_ignored() {
+    let backing = [Mapping::ram(HVA, PAGE)];
+    let (ours, theirs) = (Vm::new(&backing), Vm::new(&backing));
+    for vm in [&ours, &theirs] {
+        vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+    }
+    let own = theirs.memory.begin(hva_range(HVA, PAGE));
+    let foreign = ours.memory.begin(hva_range(HVA, PAGE));
+    theirs.memory.end(foreign);
+    assert_eq!(theirs.read(GPA), Outcome::Retry, "its own is still up");
+    assert_eq!(ours.read(GPA), Outcome::Retry, "and so is ours, for good");
+    theirs.memory.end(own);
+    assert!(is_mapped(&theirs.read(GPA)));
+}
