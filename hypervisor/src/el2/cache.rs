@@ -38,11 +38,12 @@ pub(super) fn invalidate(span: Span) {
     finish();
 }
 
-/// Makes instruction fetches see what was cleaned before, whatever address they use.
+/// Makes instruction fetches see what was written or cleaned before, whatever address they use.
 pub(super) fn invalidate_instructions() {
     // SAFETY: dropping instructions from the cache changes nothing that a program can see.
     unsafe {
         asm!(
+            "dsb ish",
             "ic ialluis",
             "dsb ish",
             "isb",

@@ -119,6 +119,8 @@ impl Frames for HostMemory {
     }
 
     fn write(&self, to: Hpa, bytes: &[u8]) {
+        // The lines at both ends may hold more than what is written, and be older than it.
+        self.see(to, bytes.len() as u64);
         // SAFETY: the bytes fit into one frame, which is RAM that EL2 maps.
         unsafe { pointer(to).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         self.show(to, bytes.len() as u64);
