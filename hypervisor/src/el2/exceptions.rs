@@ -59,7 +59,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 fn begin_failing() {
     if FAILING.swap(true, Ordering::Relaxed) {
-        semihosting::exit(Status::Failed);
+        semihosting::halt();
     }
     console::take_over();
 }

@@ -16,6 +16,7 @@ use slat_hypervisor::span::{BLOCK_SIZE, Span};
 use super::cache;
 use super::console;
 use super::registers::read;
+use super::semihosting;
 
 /// `TCR_EL2`: RES1 bits 31 and 23, 4 KiB granule, inner shareable, write-back walks, 48-bit
 /// addresses; the physical size comes from the CPU.
@@ -203,8 +204,10 @@ impl EarlyTables {
         if entry != 0 {
             return ((entry & !0xfff) - self.address(0)) as usize / 4096;
         }
+        // Three ranges need at most seven tables below the root. There is no console yet on which
+        // a panic could be seen.
         if self.used == self.tables.len() {
-            stop();
+            semihosting::halt();
         }
         self.tables[table][index] = self.address(self.used) | 3;
         self.used += 1;
@@ -213,14 +216,6 @@ impl EarlyTables {
 
     fn address(&self, table: usize) -> u64 {
         (&raw const self.tables[table]).expose_provenance() as u64
-    }
-}
-
-/// Three ranges need at most seven tables below the root, so this is never reached; there is no
-/// console yet on which a panic could be seen.
-fn stop() -> ! {
-    loop {
-        aarch64_cpu::asm::wfi();
     }
 }
 

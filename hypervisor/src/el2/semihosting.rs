@@ -37,9 +37,12 @@ pub(super) fn exit(status: Status) -> ! {
     let block = [APPLICATION_EXIT, status as u64];
     // SAFETY: the block has the two words that this call reads.
     unsafe { call(SYS_EXIT_EXTENDED, block.as_ptr().expose_provenance() as u64) };
-    // No debugger listens: leave it to the firmware, and if there is none, to the user.
-    // An error has nobody to go to here.
-    let _ = smccc::psci::system_off::<smccc::Smc>();
+    halt()
+}
+
+/// Stops this CPU, for want of anybody to tell: without a debugger the instruction of a call is
+/// undefined.
+pub(super) fn halt() -> ! {
     loop {
         aarch64_cpu::asm::wfi();
     }
