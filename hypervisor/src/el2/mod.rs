@@ -79,7 +79,7 @@ extern "C" fn start_hypervisor(tree: u64) -> ! {
             "churn: memory is moved without its allocation tags; use a machine without them"
         ));
     }
-    // SAFETY: as above.
+    // SAFETY: the division says that this memory is nobody else's, and it is mapped now.
     let host = unsafe { HostMemory::new(&division.frames, features.force_write_back) };
     run_guest(&machine, &options, &tree, &Arc::new(host), features)
 }
@@ -98,12 +98,6 @@ fn run_guest(
         .churn
         .map(|churn| churn.seed.unwrap_or_else(clock::now));
     let (mut guest, loaded) = make_guest(machine, options, tree, host, features, ram);
-    if options.churn.is_some() && features.memory_tagging {
-        // Moving a page would leave its allocation tags behind.
-        refuse(format_args!(
-            "churn: this machine has memory tags; start it without (mte=off)"
-        ));
-    }
     let churn = options.churn.zip(seed).map(|(churn, seed)| {
         say!("churn with seed={seed} rate={}", churn.rate);
         // SAFETY: nothing else at EL2 uses the GIC, and the final map has it.
