@@ -9,7 +9,7 @@
 //! * [`geometry`] and [`mod@format`]: the tree's shape, how entries look, what the hardware demands;
 //! * [`platform`] and [`lock`]: what an embedder brings;
 //! * [`stripe`]: the striped span locks with their invalidation sequences;
-//! * [`table`]: the tree itself: install under a held stripe; [`walk`]: translate, list, age;
+//! * [`table`]: the tree itself; [`hold`]: install under held stripes; [`walk`]: translate, list, age;
 //! * [`restriction`]: taking translations away: unmap, split, prune;
 //! * [`flush`]: TLB work as a value that owns what must outlive it;
 //! * `simulated` (feature `std`): a machine in ordinary memory, for tests.
@@ -27,6 +27,7 @@ pub mod cache;
 pub mod flush;
 pub mod format;
 pub mod geometry;
+pub mod hold;
 pub mod lock;
 pub mod platform;
 pub mod restriction;

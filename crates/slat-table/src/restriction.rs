@@ -15,9 +15,10 @@ use crate::cache::TableCache;
 use crate::flush::{Flush, Owed};
 use crate::format::{Entry, Format};
 use crate::geometry::Level;
+use crate::hold::{Hold, Place};
 use crate::platform::{Platform, TlbWork};
 use crate::stripe::{StripeSet, StripesId};
-use crate::table::{Hold, PageTable, Place, entry_address};
+use crate::table::{PageTable, entry_address};
 
 /// What becomes of a block of which only part is to be unmapped.
 pub enum PartialBlock<'c, 't, F: Format, P: Platform> {

@@ -6,8 +6,9 @@ use crate::address::{Gpa, GpaRange, Hpa};
 use crate::attributes::Attributes;
 use crate::format::{Entry, Format};
 use crate::geometry::{Level, MAX_LEVELS};
+use crate::hold::{Hold, Place};
 use crate::platform::Platform;
-use crate::table::{Hold, PageTable, Place};
+use crate::table::PageTable;
 
 /// How many leaves are looked at in one hold of a stripe.
 const SEEN_AT_ONCE: usize = 64;

@@ -10,9 +10,10 @@ use slat_table::attributes::{Access, Attributes, Execute, MemoryType, Permission
 use slat_table::cache::{OutOfTables, TableCache};
 use slat_table::format::Format;
 use slat_table::geometry::{Geometry, Level};
+use slat_table::hold::Installed;
 use slat_table::platform::Platform;
 use slat_table::restriction::PartialBlock;
-use slat_table::table::{Installed, LeavesError};
+use slat_table::table::LeavesError;
 
 use crate::host::{Host, HostPage, PageKind, ResolveError};
 use crate::memory::GuestMemory;

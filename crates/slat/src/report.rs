@@ -355,7 +355,7 @@ mod tests {
     use alloc::string::ToString;
     use slat_table::address::{Gpa, Hpa, Hva};
     use slat_table::attributes::MemoryType;
-    use slat_table::table::Installed;
+    use slat_table::hold::Installed;
 
     #[test]
     fn a_logged_slot_gives_logging_as_the_reason() {

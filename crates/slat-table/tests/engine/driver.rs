@@ -5,8 +5,9 @@ use slat_table::attributes::Attributes;
 use slat_table::cache::TableCache;
 use slat_table::format::Format;
 use slat_table::geometry::Level;
+use slat_table::hold::Installed;
 use slat_table::restriction::PartialBlock;
-use slat_table::table::{Installed, PageTable, TableOptions};
+use slat_table::table::{PageTable, TableOptions};
 
 use crate::model::{Leaf, Model};
 use crate::observer::{Observer, Walked};

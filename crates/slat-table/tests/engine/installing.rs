@@ -6,11 +6,10 @@ use slat_table::cache::TableCache;
 use slat_table::format::EncodeError;
 use slat_table::format::arm64::Arm64;
 use slat_table::geometry::Level;
+use slat_table::hold::{Installed, NoTableReady};
 use slat_table::restriction::PartialBlock;
 use slat_table::simulated::Event;
-use slat_table::table::{
-    Installed, LeavesError, NewTableError, NoTableReady, PageTable, TableOptions,
-};
+use slat_table::table::{LeavesError, NewTableError, PageTable, TableOptions};
 
 use crate::setup::{
     DEVICE, FEATURES, GIB, GIB1, HOST, MIB, MIB2, Machine, PAGE, RAM, ROM, gpa, hpa, install, look,

@@ -5,11 +5,12 @@ use slat_table::attributes::{Attributes, MemoryType, Permissions};
 use slat_table::cache::TableCache;
 use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::geometry::Level;
+use slat_table::hold::Installed;
 use slat_table::lock::StdLocks;
 use slat_table::platform::TlbWork;
 use slat_table::restriction::PartialBlock;
 use slat_table::simulated::{Event, SimulatedPlatform};
-use slat_table::table::{Installed, PageTable, TableOptions};
+use slat_table::table::{PageTable, TableOptions};
 
 pub(crate) type Machine = SimulatedPlatform<StdLocks>;
 pub(crate) type Table = PageTable<Arm64, Machine>;
