@@ -42,7 +42,7 @@ pub(crate) struct Options {
 
     /// How long each of them lasts; the number of changes asked for goes with it
     #[arg(
-        long, value_name = "N", default_value = "20",
+        long, value_name = "N", default_value = "60",
         value_parser = clap::value_parser!(u64).range(5..=3600)
     )]
     pub(crate) churn_seconds: u64,
