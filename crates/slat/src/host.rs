@@ -122,13 +122,11 @@ pub trait HostView {
 ///
 /// 0. Every registered notifier is told of every change, for as long as it is there.
 /// 1. What [`peek`](HostView::peek) and [`fault`](Host::fault) returned (address, kind, memory
-///    type, permission to write) stays true for the whole block until a
-///    [`Notifier`] call covering it has **returned**. A gain of
-///    permission needs no notice.
-/// 2. A change takes effect, and a page is given to anybody else, only after
-///    [`Notifier::begin`] has returned.
-///    [`Notifier::end`] is called after the change; until then,
-///    a `peek` or `fault` may return what was there before or what will be there after.
+///    type, permission to write) stays true for the whole block until a [`Notifier::begin`]
+///    covering it has **returned**. A gain of permission needs no notice.
+/// 2. A change takes effect, and a page is given to anybody else, only after [`Notifier::begin`]
+///    has returned. [`Notifier::end`] is called after the change; until then, a `peek` or `fault`
+///    may return what was there before or what will be there after.
 /// 3. A host block lies inside one mapping, contains the address asked for, and is mapped
 ///    linearly from its `hpa`.
 #[expect(
