@@ -60,14 +60,19 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = Workspace::find().and_then(|workspace| match &arguments.command {
-        Command::Boot(options) => boot::run(&workspace, options),
-        Command::Test(options) => test::run(&workspace, options),
-        Command::Omissions(options) => omissions::run(&workspace, options, &Journal::Terminal),
-        Command::Sanitize(options) => sanitize::run(&workspace, options, &Journal::Terminal),
+    let done = Workspace::find().and_then(|workspace| {
+        match &arguments.command {
+            Command::Boot(options) => boot::run(&workspace, options)?,
+            Command::Test(options) => return test::run(&workspace, options),
+            Command::Omissions(options) => {
+                omissions::run(&workspace, options, &Journal::Terminal)?;
+            }
+            Command::Sanitize(options) => sanitize::run(&workspace, options, &Journal::Terminal)?,
+        }
+        Ok(ExitCode::SUCCESS)
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let style = anstyle::AnsiColor::Red.on_default().bold();
             anstream::eprintln!("{style}error{style:#}: {error:#}");
