@@ -17,7 +17,7 @@
 //! Nothing here allocates, sleeps or fails for lack of memory while a stripe is held.
 
 #![cfg_attr(not(feature = "std"), no_std)]
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 extern crate alloc;
 
