@@ -120,7 +120,9 @@ impl Frames for HostMemory {
 
     fn write(&self, to: Hpa, bytes: &[u8]) {
         // The lines at both ends may hold more than what is written, and be older than it.
-        self.see(to, bytes.len() as u64);
+        let last = (bytes.len() as u64).saturating_sub(1);
+        self.see(to, 1);
+        self.see(Hpa::new(to.raw() + last), 1);
         // SAFETY: the bytes fit into one frame, which is RAM that EL2 maps.
         unsafe { pointer(to).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         self.show(to, bytes.len() as u64);
