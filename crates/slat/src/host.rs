@@ -84,7 +84,7 @@ pub enum ResolveError {
         /// What was to be done.
         access: Access,
     },
-    /// A driver refuses the access for now (a device in reset, its memory decoding off).
+    /// A driver refuses the access (its device is in reset, or its memory decoding off).
     #[error("the device behind {0} is not accessible")]
     DeviceGone(Hva),
     /// The memory has failed (`hwpoison`).

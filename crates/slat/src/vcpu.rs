@@ -101,7 +101,7 @@ pub enum Denial {
     NoMapping,
     /// The host's mapping does not permit the access.
     NotPermitted,
-    /// The device behind the address is not accessible for now.
+    /// The device behind the address is not accessible at present.
     DeviceGone,
     /// Device memory cannot be executed.
     NotExecutable,
