@@ -65,7 +65,7 @@ unsafe impl<F: Frames, L: Locks> Host for AddressSpace<F, L> {
     type View<'a> = View<'a, L>;
 
     fn register(&self, notifier: Weak<dyn Notifier>) {
-        self.shared.notifiers.register(notifier);
+        self.register(notifier);
     }
 
     fn view(&self) -> View<'_, L> {

@@ -9,7 +9,7 @@
 
 use core::fmt;
 
-use crate::address::{Gpa, GpaRange};
+use crate::address::{Gpa, GpaRange, Hpa};
 use crate::attributes::Attributes;
 use crate::cache::TableCache;
 use crate::flush::{Flush, Owed};
@@ -378,12 +378,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     }
 
     /// Writes the entries of the unlinked table `child`; false if the format refuses one.
-    fn fill_child(
-        &self,
-        child: crate::address::Hpa,
-        half: &Half,
-        without: Option<&GpaRange>,
-    ) -> bool {
+    fn fill_child(&self, child: Hpa, half: &Half, without: Option<&GpaRange>) -> bool {
         let geometry = self.table.geometry();
         let bytes = geometry.entry_bytes(half.level);
         for index in 0..self.table.entries(half.level) {
@@ -471,7 +466,7 @@ struct Unmapping {
 struct Half {
     level: Level,
     block: GpaRange,
-    hpa: crate::address::Hpa,
+    hpa: Hpa,
     attributes: Attributes,
 }
 

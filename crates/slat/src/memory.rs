@@ -12,6 +12,7 @@ use slat_table::lock::{Locks, Mutex};
 use slat_table::platform::Platform;
 use slat_table::sync::Ordering;
 use slat_table::table::{NewTableError, PageTable};
+use slat_table::walk::Translation;
 
 use crate::config::Config;
 use crate::host::Host;
@@ -127,7 +128,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
 
     /// Where the guest's `gpa` is in host memory now, and what it may do there, as the tables
     /// say. `None` if nothing is mapped, whether or not a fault would map it.
-    pub fn translate(&self, gpa: Gpa) -> Option<slat_table::walk::Translation> {
+    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
         self.table.translate(gpa)
     }
 

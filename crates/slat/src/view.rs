@@ -5,12 +5,11 @@
 
 use core::fmt;
 
-use slat_table::address::{Gpa, GpaRange};
+use slat_table::address::GpaRange;
 use slat_table::format::{Format, Rules};
 use slat_table::geometry::{Geometry, Level, MAX_LEVELS};
 use slat_table::platform::Platform;
 use slat_table::table::PageTable;
-use slat_table::walk::Translation;
 
 /// A look at the tables of a VM.
 pub struct TableView<'m, F: Format, P: Platform>(pub(crate) &'m PageTable<F, P>);
@@ -39,11 +38,6 @@ impl<'m, F: Format, P: Platform> TableView<'m, F, P> {
     /// The machine below.
     pub fn platform(&self) -> &'m P {
         self.0.platform()
-    }
-
-    /// What the tables say about `gpa`, or `None` if they map nothing there.
-    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
-        self.0.translate(gpa)
     }
 
     /// Calls `visit` for every leaf that maps part of `range`, in ascending order.
