@@ -6,15 +6,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use slat::table::address::{GpaRange, Hpa};
 use slat::table::attributes::MemoryType;
-use slat::table::geometry::Level;
+use slat::table::format::arm64::maintenance::{self, Extent, Instruction};
 use slat::table::lock::SpinLocks;
 use slat::table::platform::{Platform, TableMemory, Tlb, TlbWork};
 
 use super::cache;
 use super::frames::HostMemory;
-
-/// Above this many entries one invalidation of everything is cheaper than one for each.
-const MOST_ENTRIES: u64 = 512;
 
 /// The machine as slat sees it.
 #[derive(Clone)]
@@ -89,34 +86,25 @@ impl TableMemory for El2Platform {
     }
 }
 
-/// The sequences are those of the Arm Architecture Reference Manual (DDI 0487), section D8.16: the
-/// entry is written and seen by the walkers; what was cached by guest-physical address goes; and
-/// when that is complete, what was combined with the guest's own translation goes as well, which
-/// an invalidation by guest-physical address does not reach.
 impl Tlb for El2Platform {
     fn flush(&self, work: &TlbWork) {
-        if work.is_empty() {
-            return;
-        }
-        let entries = entries(work);
-        if work.only_leaves() && entries <= MOST_ENTRIES {
-            count(&self.counts.ranges, 1);
-            count(&self.counts.entries, entries);
-            invalidate_ranges(work);
-        } else {
-            count(&self.counts.all, 1);
-            invalidate_all();
+        match maintenance::flush(work, execute) {
+            Extent::Nothing => {}
+            Extent::Entries(entries) => {
+                count(&self.counts.ranges, 1);
+                count(&self.counts.entries, entries);
+            }
+            Extent::Everything => count(&self.counts.all, 1),
         }
     }
 
     fn flush_local(&self, range: GpaRange) {
         count(&self.counts.local, 1);
-        invalidate_local(range);
+        maintenance::flush_local(range, execute);
     }
 
     fn publish(&self) {
-        // SAFETY: a barrier.
-        unsafe { asm!("dsb ishst", "isb", options(nostack, preserves_flags)) };
+        maintenance::publish(execute);
     }
 
     fn prepare(&self, _: Hpa, _: u64, _: MemoryType, executable: bool) {
@@ -128,95 +116,46 @@ impl Tlb for El2Platform {
     }
 }
 
-fn entries(work: &TlbWork) -> u64 {
-    let bytes: u64 = work.ranges().iter().map(GpaRange::bytes).sum();
-    bytes / stride(work.smallest_leaf())
-}
-
-/// Bytes that one entry of `level` maps.
-fn stride(level: Level) -> u64 {
-    1 << (12 + 9 * level.index())
-}
-
-#[cfg(not(feature = "omit-flush"))]
-#[expect(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "one reason holds for all of these instructions"
-)]
-fn invalidate_ranges(work: &TlbWork) {
-    let stride = stride(work.smallest_leaf());
-    // SAFETY: forgetting translations makes the CPU walk the tables again and nothing else.
-    unsafe {
-        asm!("dsb ishst", options(nostack, preserves_flags));
-        for range in work.ranges() {
-            let start = range.start().raw() & !(stride - 1);
-            for gpa in (start..range.end().raw()).step_by(stride as usize) {
-                asm!("tlbi ipas2e1is, {}", in(reg) operand(gpa), options(nostack, preserves_flags));
-            }
-        }
-        asm!(
-            "dsb ish",
-            "tlbi vmalle1is",
-            "dsb ish",
-            "isb",
-            options(nostack, preserves_flags)
-        );
+/// Executes one instruction of a maintenance sequence.
+#[inline]
+fn execute(instruction: Instruction) {
+    // A build that leaves out what isolation rests on, to show that the checks notice.
+    if cfg!(feature = "omit-flush") && invalidates(instruction) {
+        return;
+    }
+    macro_rules! run {
+        ($text:literal $(, $operand:expr)?) => {
+            // SAFETY: barriers and forgotten translations make the CPU wait, and walk the tables
+            // again, and nothing else.
+            unsafe { asm!($text $(, in(reg) $operand.value())?, options(nostack, preserves_flags)) }
+        };
+    }
+    match instruction {
+        Instruction::DsbIshst => run!("dsb ishst"),
+        Instruction::DsbIsh => run!("dsb ish"),
+        Instruction::DsbNshst => run!("dsb nshst"),
+        Instruction::DsbNsh => run!("dsb nsh"),
+        Instruction::Isb => run!("isb"),
+        Instruction::Ipas2e1is(operand) => run!("tlbi ipas2e1is, {}", operand),
+        Instruction::Ipas2e1(operand) => run!("tlbi ipas2e1, {}", operand),
+        Instruction::Vmalle1is => run!("tlbi vmalle1is"),
+        Instruction::Vmalle1 => run!("tlbi vmalle1"),
+        Instruction::Vmalls12e1is => run!("tlbi vmalls12e1is"),
+        Instruction::Vmalls12e1 => run!("tlbi vmalls12e1"),
     }
 }
 
-#[cfg(not(feature = "omit-flush"))]
-fn invalidate_all() {
-    // SAFETY: as above.
-    unsafe {
-        asm!(
-            "dsb ishst",
-            "tlbi vmalls12e1is",
-            "dsb ish",
-            "isb",
-            options(nostack, preserves_flags)
-        );
-    }
+/// Whether an instruction forgets translations.
+const fn invalidates(instruction: Instruction) -> bool {
+    !matches!(
+        instruction,
+        Instruction::DsbIshst
+            | Instruction::DsbIsh
+            | Instruction::DsbNshst
+            | Instruction::DsbNsh
+            | Instruction::Isb
+    )
 }
-
-#[cfg(not(feature = "omit-flush"))]
-#[expect(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "one reason holds for all of these instructions"
-)]
-fn invalidate_local(range: GpaRange) {
-    // SAFETY: as above.
-    unsafe {
-        asm!("dsb nshst", options(nostack, preserves_flags));
-        if range.pages() <= MOST_ENTRIES {
-            for page in 0..range.pages() {
-                let gpa = range.start().raw() + page * slat::table::address::PAGE_SIZE;
-                asm!("tlbi ipas2e1, {}", in(reg) operand(gpa), options(nostack, preserves_flags));
-            }
-            asm!("dsb nsh", "tlbi vmalle1", options(nostack, preserves_flags));
-        } else {
-            asm!("tlbi vmalls12e1", options(nostack, preserves_flags));
-        }
-        asm!("dsb nsh", "isb", options(nostack, preserves_flags));
-    }
-}
-
-/// The operand of an invalidation by guest-physical address: the page number in bits 35:0, no
-/// level hint (bits 47:44), the non-secure address space (bit 63).
-#[cfg(not(feature = "omit-flush"))]
-fn operand(gpa: u64) -> u64 {
-    gpa >> 12 & 0xf_ffff_ffff
-}
-
-// A build that leaves out what isolation rests on, to show that the checks notice.
-
-#[cfg(feature = "omit-flush")]
-fn invalidate_ranges(_: &TlbWork) {}
-
-#[cfg(feature = "omit-flush")]
-fn invalidate_all() {}
-
-#[cfg(feature = "omit-flush")]
-fn invalidate_local(_: GpaRange) {}
 
 fn atomic(entry: Hpa) -> &'static AtomicU64 {
     let entry = core::ptr::with_exposed_provenance_mut(entry.raw() as usize);

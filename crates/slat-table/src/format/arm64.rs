@@ -6,6 +6,8 @@
 //! concatenated tables, D8.16 for break-before-make, D24.2 for `VTCR_EL2` and `VTTBR_EL2`. The
 //! manual counts levels from the root (3 maps pages); this crate counts from the pages.
 
+pub mod maintenance;
+
 use super::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
