@@ -51,12 +51,6 @@ impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
         Ok(())
     }
 
-    /// Whether there is a table for `level`.
-    #[inline]
-    pub fn has(&self, level: Level) -> bool {
-        self.ready.get(level.index()).is_some_and(Option::is_some)
-    }
-
     /// Whether its tables are for `table`.
     #[inline]
     pub(crate) fn is_for(&self, table: &PageTable<F, P>) -> bool {

@@ -8,6 +8,21 @@ use crate::setup::{
     GIB, HOST, MIB, MIB2, PAGE, RAM, flushes, gpa, look, map, page, range, small_table, unmap,
 };
 
+#[test]
+fn a_flush_knows_whether_there_is_anything_to_do() {
+    let (_machine, table) = small_table();
+    let nothing = |range: &GpaRange| {
+        table
+            .restrict(range)
+            .unmap(range, PartialBlock::Drop)
+            .is_empty()
+    };
+    assert!(nothing(&page(0)));
+    map(&table, page(0), HOST, PAGE, RAM);
+    assert!(!nothing(&page(0)), "a leaf is to be forgotten");
+    assert!(!nothing(&range(0, 2 * MIB)), "a table is to be freed");
+}
+
 // P6: flushes forced by others.
 
 #[test]

@@ -4,7 +4,7 @@ use slat_table::address::{GpaRange, PAGE_SIZE};
 use slat_table::attributes::{Attributes, Execute, Permissions};
 use slat_table::cache::TableCache;
 use slat_table::format::EncodeError;
-use slat_table::format::arm64::Arm64;
+use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::geometry::Level;
 use slat_table::hold::{Installed, NoTableReady};
 use slat_table::restriction::PartialBlock;
@@ -13,7 +13,7 @@ use slat_table::table::{LeavesError, NewTableError, PageTable, TableOptions};
 
 use crate::setup::{
     DEVICE, FEATURES, GIB, GIB1, HOST, MIB, MIB2, Machine, PAGE, RAM, ROM, gpa, hpa, install, look,
-    map, page, range, small_table, unmap,
+    map, new_table, page, range, small_table, unmap,
 };
 
 fn present(leaves: u64) -> Installed {
@@ -122,6 +122,18 @@ fn installing_needs_tables_made_ready() {
     cache.fill().unwrap();
     assert!(table.hold(&page(0)).install(&leaves, &mut cache).is_ok());
     assert_eq!(look(&table, 0xfff), Some((HOST + 0xfff, PAGE)));
+}
+
+#[test]
+fn tables_made_ready_for_another_tree_are_refused() {
+    let (machine, table) = small_table();
+    let other = new_table(&machine, 40, 64);
+    let mut cache = TableCache::new(&other);
+    cache.fill().unwrap();
+    let leaves = table.leaves(page(0), hpa(HOST), PAGE, RAM).unwrap();
+    let refused = table.hold(&page(0)).install(&leaves, &mut cache);
+    assert_eq!(refused, Err(NoTableReady(PAGE)));
+    assert_eq!(look(&table, 0), None);
 }
 
 #[test]
@@ -262,6 +274,32 @@ fn an_old_leaf_becomes_young_again() {
     assert!(!table.translate(gpa(0)).unwrap().attributes.accessed);
     assert_eq!(install(&table, page(0), HOST, PAGE, RAM).extended, 1);
     assert!(table.test_young(&page(0)));
+}
+
+#[test]
+fn what_was_written_stays_noted_when_a_leaf_allows_more() {
+    let machine = Machine::new();
+    let features = Arm64Features {
+        hardware_accessed: true,
+        hardware_dirty: true,
+        ..FEATURES
+    };
+    let table = PageTable::<Arm64, _>::new(machine, features, TableOptions::default()).unwrap();
+    let clean = Attributes {
+        permissions: Permissions::READ_WRITE,
+        ..RAM
+    };
+    let dirty = Attributes {
+        dirty: true,
+        ..clean
+    };
+    let now = |at| table.translate(gpa(at)).unwrap().attributes;
+    map(&table, page(0), HOST, PAGE, dirty);
+    install(&table, page(0), HOST, PAGE, RAM);
+    assert_eq!(now(0), Attributes { dirty: true, ..RAM });
+    map(&table, page(PAGE_SIZE), HOST, PAGE, clean);
+    install(&table, page(PAGE_SIZE), HOST, PAGE, dirty);
+    assert_eq!(now(PAGE_SIZE), dirty);
 }
 
 #[test]
