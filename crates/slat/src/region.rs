@@ -90,6 +90,17 @@ impl Region {
     ///
     /// [`RegionError`] names the first rule broken, in KVM's order.
     pub fn validate(&self, config: &Config, geometry: &Geometry) -> Result<Slot, RegionError> {
+        let slot = self.validate_numbers(config, geometry)?;
+        slot.validate_width(geometry)?;
+        Ok(slot)
+    }
+
+    /// All but the address width: what KVM judges before the other slots.
+    pub(crate) fn validate_numbers(
+        &self,
+        config: &Config,
+        geometry: &Geometry,
+    ) -> Result<Slot, RegionError> {
         if self.id.0 >= config.slot_ids {
             return Err(RegionError::Id {
                 id: self.id,
@@ -114,12 +125,6 @@ impl Region {
                 pages: range.pages(),
                 limit: config.slot_pages,
             });
-        }
-        // Not `>=`: a region may end exactly where the guest's addresses do. KVM on Arm refused
-        // that until 2021, on RISC-V it still does.
-        if !geometry.contains(&range) {
-            let bits = geometry.address_bits();
-            return Err(RegionError::AddressWidth { range, bits });
         }
         Ok(Slot {
             id: self.id,
@@ -214,6 +219,17 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// The rule that KVM leaves to the architecture and judges after the other slots.
+    pub(crate) fn validate_width(&self, geometry: &Geometry) -> Result<(), RegionError> {
+        // Not `>=`: a region may end exactly where the guest's addresses do. KVM on Arm refused
+        // that until 2021, on RISC-V it still does.
+        if !geometry.contains(&self.range) {
+            let (range, bits) = (self.range, geometry.address_bits());
+            return Err(RegionError::AddressWidth { range, bits });
+        }
+        Ok(())
+    }
+
     /// Its name.
     pub const fn id(&self) -> SlotId {
         self.id

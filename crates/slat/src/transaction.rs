@@ -188,8 +188,9 @@ impl<'m, F: Format, H: Host, P: Platform> Transaction<'m, F, H, P> {
             .map_err(|_| TransactionError::NoMemory)?;
         for region in &self.creates {
             let id = region.id();
+            let geometry = memory.table.geometry();
             let slot = region
-                .validate(&memory.config, memory.table.geometry())
+                .validate_numbers(&memory.config, geometry)
                 .map_err(|error| TransactionError::Region { id, error })?;
             let others = || {
                 let staying = |slot: &&Slot| !self.deletes.contains(&slot.id());
@@ -204,6 +205,9 @@ impl<'m, F: Format, H: Host, P: Platform> Transaction<'m, F, H, P> {
                 let with = with.id();
                 return Err(TransactionError::Overlap { id, with });
             }
+            // KVM leaves the width to the architecture, which comes after the other slots.
+            slot.validate_width(geometry)
+                .map_err(|error| TransactionError::Region { id, error })?;
             created.push(Created {
                 slot,
                 parts: Vec::new(),

@@ -17,7 +17,9 @@ fn every_test_that_the_page_on_kvm_names_exists() {
         }
         let place = match module {
             unit if unit.starts_with("src/") => format!("{unit}.rs"),
-            loom if loom.starts_with("loom_") => format!("tests/{loom}.rs"),
+            target if target.starts_with("loom_") || target == "kvm_differential" => {
+                format!("tests/{target}.rs")
+            }
             other => format!("tests/memory/{other}.rs"),
         };
         let source = fs::read_to_string(krate.join(&place)).unwrap();

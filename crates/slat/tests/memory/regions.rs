@@ -149,6 +149,20 @@ fn rules_that_answer_einval_come_before_the_one_that_answers_efault() {
 }
 
 #[test]
+fn rules_about_other_slots_come_before_the_address_width() {
+    let vm = Vm::new(&[]);
+    let end = 1 << 40;
+    let last = region(1, end - 4 * PAGE, 4 * PAGE, HVA);
+    vm.memory.insert(last).unwrap();
+    let over = vm.memory.insert(region(2, end - PAGE, 2 * PAGE, HVA));
+    let (id, with) = (SlotId(2), SlotId(1));
+    assert_eq!(over.unwrap_err(), TransactionError::Overlap { id, with });
+    let again = vm.memory.insert(region(1, end, PAGE, HVA));
+    let exists = TransactionError::SlotExists(SlotId(1));
+    assert_eq!(again.unwrap_err(), exists);
+}
+
+#[test]
 fn an_existing_id_is_refused_with_einval_whatever_else_is_wrong() {
     let vm = Vm::new(&[]);
     vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
