@@ -2,6 +2,7 @@
 //! a real `slat::GuestMemory` on a simulated machine.
 
 mod devices;
+mod failing;
 mod guest;
 mod lifetime;
 mod model;

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Weak};
 
 use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::{RwLock, RwLockReadGuard};
 use slat::host::{Host, HostPage, HostView, PageKind, ResolveError, Vma};
 use slat::notifier::Notifier;
 use slat_table::address::{Hpa, Hva, HvaRange, PAGE_SIZE};
@@ -27,7 +28,18 @@ pub(crate) struct Page {
 
 /// The host. Clones are the same host.
 #[derive(Clone, Debug)]
-pub(crate) struct ModelHost(Arc<Vec<AtomicU64>>);
+pub(crate) struct ModelHost {
+    pages: Arc<Vec<AtomicU64>>,
+    /// Held for reading while somebody looks at mappings. Most tests change none and do without.
+    mmap: Option<Arc<RwLock<()>>>,
+}
+
+/// The mappings, locked for reading if there is a lock.
+#[derive(Debug)]
+pub(crate) struct View<'a> {
+    host: &'a ModelHost,
+    _lock: Option<RwLockReadGuard<'a, ()>>,
+}
 
 /// The frame number `number`.
 pub(crate) fn frame(number: u64) -> Hpa {
@@ -47,11 +59,27 @@ impl ModelHost {
             order,
             writable: true,
         };
-        Self(Arc::new(
-            (0..PAGES)
-                .map(|number| AtomicU64::new(encode(page(number))))
-                .collect(),
-        ))
+        let words = (0..PAGES).map(|number| AtomicU64::new(encode(page(number))));
+        Self {
+            pages: Arc::new(words.collect()),
+            mmap: None,
+        }
+    }
+
+    /// The same with a lock on its mappings.
+    pub(crate) fn with_mmap_lock(mut self) -> Self {
+        self.mmap = Some(Arc::new(RwLock::new(())));
+        self
+    }
+
+    /// Makes `change` with the mappings locked for writing.
+    pub(crate) fn change_mappings(&self, change: impl FnOnce()) {
+        let lock = self
+            .mmap
+            .as_ref()
+            .map(|mmap| mmap.write().expect("no panic"));
+        change();
+        drop(lock);
     }
 
     /// What is at page `number` from now on.
@@ -88,7 +116,7 @@ impl ModelHost {
     }
 
     fn word(&self, number: u64) -> Option<&AtomicU64> {
-        self.0.get(usize::try_from(number).ok()?)
+        self.pages.get(usize::try_from(number).ok()?)
     }
 
     fn look(&self, hva: Hva, access: Access) -> Result<HostPage, ResolveError> {
@@ -122,7 +150,7 @@ fn decode(raw: u64) -> Page {
     }
 }
 
-impl HostView for ModelHost {
+impl HostView for View<'_> {
     fn find_vma(&self, hva: Hva) -> Option<Vma> {
         let range = hva_pages(0, PAGES);
         (hva < range.end()).then_some(Vma {
@@ -134,20 +162,26 @@ impl HostView for ModelHost {
     }
 
     fn peek(&self, hva: Hva, access: Access) -> Result<HostPage, ResolveError> {
-        self.look(hva, access)
+        self.host.look(hva, access)
     }
 }
 
 // SAFETY: no memory is behind the frames of this host, so nothing rests on its promises. The
 // tests keep them all the same: a frame is given away only between a notifier's two calls.
 unsafe impl Host for ModelHost {
-    type View<'a> = Self;
+    type View<'a> = View<'a>;
 
     /// The tests themselves say what they change.
     fn register(&self, _: Weak<dyn Notifier>) {}
 
-    fn view(&self) -> Self {
-        self.clone()
+    fn view(&self) -> View<'_> {
+        View {
+            host: self,
+            _lock: self
+                .mmap
+                .as_ref()
+                .map(|mmap| mmap.read().expect("no panic")),
+        }
     }
 
     fn fault(&self, hva: Hva, access: Access) -> Result<HostPage, ResolveError> {

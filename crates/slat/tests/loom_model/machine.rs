@@ -11,12 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread::ThreadId;
 use slat_table::address::{Gpa, GpaRange, Hpa, PAGE_SIZE};
-use slat_table::attributes::Access;
+use slat_table::attributes::{Access, Attributes};
+use slat_table::format::{Entry, Format as _};
+use slat_table::geometry::Level;
 use slat_table::lock::LoomLocks;
 use slat_table::platform::{Platform, TableMemory, Tlb, TlbWork};
 
+use super::BREAKS;
 use super::caches::{Caches, TABLES, table_number};
-use super::tiny::{ENTRIES, TinyFeatures};
+use super::tiny::{ENTRIES, Tiny, TinyFeatures};
 
 /// A machine. Clones are the same machine.
 #[derive(Clone, Debug)]
@@ -72,6 +75,44 @@ impl Machine {
         let mut state = self.state();
         let cpu = state.cpu();
         state.caches.access(cpu, gpa, access);
+    }
+
+    /// The hardware notes in the leaf that maps `gpa` that the guest writes there, as it does in
+    /// one step at any moment. Returns whether it found a leaf to note it in.
+    pub(crate) fn note_write(&self, gpa: Gpa) -> bool {
+        loop {
+            let Some((entry, level, raw)) = self.find_leaf(gpa) else {
+                return false;
+            };
+            let Entry::Leaf { hpa, attributes } = Tiny::decode(&BREAKS, level, raw) else {
+                return false;
+            };
+            let noted = Attributes {
+                accessed: true,
+                dirty: true,
+                ..attributes
+            };
+            let new = Tiny::leaf(&BREAKS, level, hpa, noted).expect("it was a leaf before");
+            if self.compare_exchange(entry, raw, new).is_ok() {
+                return true;
+            }
+        }
+    }
+
+    /// Where the walk for `gpa` ends, and what is there, unless it is a table.
+    fn find_leaf(&self, gpa: Gpa) -> Option<(Hpa, Level, u64)> {
+        let mut table = Hpa::new(PAGE_SIZE);
+        let mut level = Level::new(2);
+        loop {
+            let index = gpa.raw() / Tiny::leaf_step(level) % ENTRIES as u64;
+            let entry = Hpa::new(table.raw() + index * 8);
+            let raw = self.load(entry, Ordering::Acquire);
+            if !Tiny::is_table(level, raw) {
+                return Some((entry, level, raw));
+            }
+            table = Tiny::address(&BREAKS, level, raw);
+            level = level.down()?;
+        }
     }
 
     /// The guest runs no more; its memory may be torn down.

@@ -1,14 +1,16 @@
 //! What the loom tests share: a [`tiny`] format, a [`machine`] with hostile [`caches`], a
-//! [`host`], and a VM made of them. The code under test is the real one; only what it stands on
+//! [`host`], a VM made of them, and ways to [`explore`] what happens to it. The code under test is the real one; only what it stands on
 //! is modelled.
 
 #![allow(
     dead_code,
+    unused_imports,
     clippy::allow_attributes,
     reason = "each test binary uses a part of the model"
 )]
 
 pub(crate) mod caches;
+pub(crate) mod explore;
 pub(crate) mod host;
 pub(crate) mod machine;
 pub(crate) mod tiny;
@@ -21,7 +23,8 @@ use slat::{Config, Fault, GuestMemory, Region, SlotId};
 use slat_table::address::{Gpa, GpaRange, Hpa, Hva, PAGE_SIZE};
 use slat_table::attributes::Access;
 
-use host::{ModelHost, frame, hva_pages};
+pub(crate) use explore::{check, pair};
+use host::{ModelHost, Page, frame, hva_pages};
 use machine::Machine;
 use tiny::{ADDRESS_BITS, Tiny, TinyFeatures};
 
@@ -36,6 +39,9 @@ pub(crate) const BREAKS: TinyFeatures = TinyFeatures {
     break_before_make: true,
     caches_invalid: false,
 };
+
+/// The last page of the guest's memory.
+const LAST: u64 = 7;
 
 /// A VM and what it stands on. Clones are the same VM.
 #[derive(Clone)]
@@ -72,6 +78,23 @@ impl Vm {
         self.machine.touch_caches();
         let gpa = page(number);
         vcpu.fault(Fault { gpa, access }).expect("memory enough")
+    }
+
+    /// A vCPU that has its tables ready, so that its next fault allocates none. Two threads that
+    /// count tables at once make paths many times as many, and show nothing. Slot 1 must be that
+    /// of [`with_slot`](Self::with_slot).
+    pub(crate) fn ready_vcpu(&self) -> Vcpu<'_> {
+        let at = |writable| Page {
+            frame: frame(LAST),
+            order: 0,
+            writable,
+        };
+        let mut vcpu = self.memory.vcpu();
+        self.host.set(LAST, at(false));
+        let refused = self.fault(&mut vcpu, LAST, Access::Write);
+        assert!(matches!(refused, Outcome::Denied { .. }), "{refused:?}");
+        self.host.set(LAST, at(true));
+        vcpu
     }
 
     /// Maps page `number` by a read.
@@ -146,15 +169,6 @@ pub(crate) fn is_handled(outcome: &Outcome) -> bool {
         outcome,
         Outcome::Mapped { .. } | Outcome::Extended { .. } | Outcome::Spurious { .. }
     )
-}
-
-/// Tries `test` under every schedule; with a bound, under those with so many preemptions.
-pub(crate) fn check(preemptions: Option<usize>, test: impl Fn() + Send + Sync + 'static) {
-    let mut model = loom::model::Builder::new();
-    // A path through two transactions is longer than loom expects.
-    model.max_branches = 20_000;
-    model.preemption_bound = model.preemption_bound.or(preemptions);
-    model.check(test);
 }
 
 /// A frame that no page of the host is in at first.

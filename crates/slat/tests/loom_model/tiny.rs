@@ -22,6 +22,7 @@ const WRITE: u64 = 1 << 3;
 const EXECUTE: u64 = 1 << 4;
 const ACCESSED: u64 = 1 << 5;
 const DEVICE: u64 = 1 << 6;
+const DIRTY: u64 = 1 << 7;
 const ADDRESS: u64 = !0xfff;
 
 /// The format.
@@ -49,8 +50,9 @@ impl Format for Tiny {
             flush: FlushKind::Broadcast,
             break_before_make: features.break_before_make,
             caches_invalid: features.caches_invalid,
-            hardware_accessed: false,
-            hardware_dirty: false,
+            // Only where a test says so: `Machine::note_write`.
+            hardware_accessed: true,
+            hardware_dirty: true,
         }
     }
 
@@ -108,7 +110,8 @@ impl Format for Tiny {
             | when(read, READ)
             | when(write, WRITE)
             | when(execute == Execute::Always, EXECUTE)
-            | when(attributes.accessed, ACCESSED))
+            | when(attributes.accessed, ACCESSED)
+            | when(attributes.dirty, DIRTY))
     }
 
     fn leaf_step(level: Level) -> u64 {
@@ -140,6 +143,7 @@ impl Format for Tiny {
         };
         let attributes = Attributes {
             accessed: has(ACCESSED),
+            dirty: has(DIRTY),
             ..Attributes::new(permissions, memory)
         };
         Entry::Leaf { hpa, attributes }
