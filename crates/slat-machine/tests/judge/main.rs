@@ -1,0 +1,10 @@
+//! The judge, traces, and the external checker's format.
+
+mod casemate;
+mod corpus;
+mod garbage;
+mod on_the_machine;
+mod rules;
+mod scenario;
+mod shapes;
+mod stories;
