@@ -249,3 +249,19 @@ impl<L: Locks> Held<'_, L> {
         self.stripes.snapshot(self.set)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_stripes_is_a_set() {
+        let (first, second) = (StripeSet::one(0), StripeSet::one(63));
+        let both = first.union(second);
+        assert!(StripeSet::EMPTY.is_empty() && !first.is_empty());
+        assert_eq!(both.union(first), both, "a stripe met twice is there once");
+        assert_eq!(both.without(first), second);
+        assert!(both.covers(first) && !first.covers(both));
+        assert!(both.indexes().eq([0, 63]));
+    }
+}

@@ -149,6 +149,23 @@ fn pruning_frees_empty_tables_and_no_others() {
     );
 }
 
+#[test]
+fn pruning_looks_at_both_ends_of_its_range() {
+    let (_machine, table) = small_table();
+    let (first, last) = (page(GIB), page(GIB + 2 * MIB));
+    for kept in [first, last, page(GIB + 4 * MIB)] {
+        map(&table, kept, HOST, PAGE, RAM);
+    }
+    unmap(&table, &first);
+    unmap(&table, &last);
+    let tables = table.tables();
+    // From inside the first table's span to exactly where the last one's ends.
+    let ends = range(GIB + PAGE_SIZE, 4 * MIB - PAGE_SIZE);
+    drop(table.restrict(&ends).prune(&ends));
+    assert_eq!(table.tables(), tables - 2);
+    assert_eq!(look(&table, GIB + 4 * MIB), Some((HOST, PAGE)));
+}
+
 // TLB work.
 
 #[test]
