@@ -2,9 +2,10 @@
 //!
 //! `boot` boots an unmodified Linux on the bare-metal hypervisor and prints the memory report;
 //! `test` runs every check that the project has, those boots included; `omissions` leaves out one
-//! rule of the protocol at a time and expects a test to notice; `sanitize` runs the tests under
-//! the sanitizers. Each of them finds or installs what it needs and says so. What they make goes
-//! below the target directory and nowhere else.
+//! rule of the protocol at a time and expects a test to notice; `mutants` plants a bug at a time and
+//! expects the rig to catch it; `soak` runs the rig for as long as asked; `fuzz` runs the fuzz
+//! targets; `sanitize` runs the tests under the sanitizers. Each of them finds or installs what it
+//! needs and says so. What they make goes below the target directory and nowhere else.
 //!
 //! The modules follow a boot: [`host`] and [`toolchain`] see to the programs that are needed,
 //! [`assets`] to the guest's kernel and busybox, [`initramfs`] and [`image`] put files into the
@@ -16,6 +17,7 @@ mod boot;
 mod boots;
 mod compare;
 mod console;
+mod fuzz;
 mod guest;
 mod host;
 mod image;
@@ -23,12 +25,16 @@ mod initramfs;
 mod journal;
 mod kit;
 mod machine;
+mod mutants;
+mod nightly;
 mod omissions;
 mod report;
 mod sanitize;
 mod size;
+mod soak;
 mod test;
 mod toolchain;
+mod trial;
 mod workspace;
 
 use std::process::ExitCode;
@@ -54,6 +60,12 @@ enum Command {
     Test(test::Options),
     /// Leave out one rule of the protocol at a time and expect a test to notice
     Omissions(omissions::Options),
+    /// Plant one bug at a time and expect the rig to catch it
+    Mutants(mutants::Options),
+    /// Run the whole stack on the machine model, seed after seed
+    Soak(soak::Options),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Options),
     /// Run the library tests under the sanitizers
     Sanitize(sanitize::Options),
 }
@@ -67,6 +79,11 @@ fn main() -> ExitCode {
             Command::Omissions(options) => {
                 omissions::run(&workspace, options, &Journal::Terminal)?;
             }
+            Command::Mutants(options) => {
+                return mutants::run(&workspace, options, &Journal::Terminal);
+            }
+            Command::Soak(options) => soak::run(&workspace, options, &Journal::Terminal)?,
+            Command::Fuzz(options) => fuzz::run(&workspace, options, &Journal::Terminal)?,
             Command::Sanitize(options) => sanitize::run(&workspace, options, &Journal::Terminal)?,
         }
         Ok(ExitCode::SUCCESS)

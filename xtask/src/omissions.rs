@@ -2,8 +2,7 @@
 //!
 //! A test proves something only if it fails when the code is wrong. For each rule
 //! `xtask/omissions.toml` names the text in the sources that upholds it, what to put in its place,
-//! and the test that has to notice. The sources are copied below the target directory, changed
-//! there, built and tested, and put right again; the project's own sources are never touched.
+//! and the test that has to notice. [`trial`](crate::trial) makes the change and runs the test.
 //!
 //! Each entry of the file is a table `[[omission]]` with these fields:
 //!
@@ -19,20 +18,17 @@
 //! The test has to pass without the omission first, and the changed sources have to compile.
 
 use core::time::Duration;
-use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Instant;
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 
 use crate::journal::Journal;
-use crate::test::count_passed;
-use crate::workspace::{Workspace, cargo};
+use crate::trial::{Copy, Edit, Ending, Test};
+use crate::workspace::Workspace;
 
 /// A test that runs longer than this hangs. A hang counts as noticed, since the same test ended
 /// in time without the omission.
@@ -60,32 +56,10 @@ struct List {
 struct Omission {
     rule: String,
     what: String,
-    file: PathBuf,
-    find: String,
-    replace: String,
+    #[serde(flatten)]
+    edit: Edit,
     #[serde(flatten)]
     test: Test,
-}
-
-/// Which test is to notice.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
-struct Test {
-    package: String,
-    target: String,
-    filter: Option<String>,
-    #[serde(default)]
-    loom: bool,
-}
-
-/// How a test ended.
-#[derive(Debug, PartialEq, Eq)]
-enum Ending {
-    /// It passed, and so many tests were run.
-    Passed(u64),
-    /// These tests failed; none is named if the program died.
-    Failed(Vec<String>),
-    /// It had to be stopped.
-    Hung,
 }
 
 /// Runs the command.
@@ -101,21 +75,30 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -
 /// It is an error if one was not.
 pub(crate) fn run_all(workspace: &Workspace, only: &[String], journal: &Journal) -> Result<usize> {
     let omissions = read_list(&workspace.root, only)?;
-    let copy = Copy::make(workspace)?;
+    let copy = Copy::make(workspace, "omissions", LIMIT)?;
     // All tests are tried on the sound sources first: each change of a file costs a build.
     let mut sound = HashMap::new();
     for Omission { test, .. } in &omissions {
         let check = || {
             copy.check_sound(test, journal)
+                .map(drop)
                 .map_err(|error| format!("{error:#}"))
         };
         sound.entry(test).or_insert_with(check);
     }
     let mut problems = Vec::new();
-    for omission in &omissions {
-        let what = format!("{} without {}", omission.rule, omission.what);
-        let verdict = match &sound[&omission.test] {
-            Ok(()) => copy.leave_out(omission, journal).and_then(noticed),
+    for Omission {
+        rule,
+        what,
+        edit,
+        test,
+    } in &omissions
+    {
+        let what = format!("{rule} without {what}");
+        let verdict = match &sound[test] {
+            Ok(()) => copy
+                .run_edited(edit, test, journal)
+                .and_then(|trial| noticed(trial.ending)),
             Err(error) => Err(anyhow!(error.clone())),
         };
         match verdict {
@@ -156,230 +139,10 @@ fn noticed(ending: Ending) -> Result<String> {
     }
 }
 
-/// A copy of the sources that may be changed.
-#[derive(Debug)]
-struct Copy {
-    source: PathBuf,
-    output: PathBuf,
-}
-
-impl Copy {
-    /// Copies the sources below the target directory. Files that are already there and equal keep
-    /// their time, so that cargo builds again only what changed.
-    fn make(workspace: &Workspace) -> Result<Self> {
-        let directory = workspace.directory("omissions")?;
-        let copy = Self {
-            source: directory.join("source"),
-            output: directory.join("target"),
-        };
-        fs::create_dir_all(&copy.source)?;
-        mirror(&workspace.root, &copy.source, &workspace.target)?;
-        Ok(copy)
-    }
-
-    /// Checks that `test` passes on the sources as they are.
-    fn check_sound(&self, test: &Test, journal: &Journal) -> Result<()> {
-        let what = format!("the tests {} of {}", test.target, test.package);
-        match self.run_test(test, journal)? {
-            Ending::Passed(0) => bail!("{what}: none was run"),
-            Ending::Passed(_) => Ok(()),
-            Ending::Failed(tests) => bail!("{what} fail without any omission: {tests:?}"),
-            Ending::Hung => bail!("{what} do not end within {LIMIT:?}"),
-        }
-    }
-
-    /// Runs the test of `omission` on sources changed by it, and puts the sources right again.
-    fn leave_out(&self, omission: &Omission, journal: &Journal) -> Result<Ending> {
-        let path = self.source.join(&omission.file);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let count = text.matches(&omission.find).count();
-        ensure!(
-            count == 1,
-            "the text to leave out occurs {count} times in {}, not once",
-            omission.file.display()
-        );
-        fs::write(&path, text.replacen(&omission.find, &omission.replace, 1))?;
-        let ending = self.run_test(&omission.test, journal);
-        fs::write(&path, text)?;
-        ending
-    }
-
-    /// Builds and runs `test`; only the running may fail.
-    fn run_test(&self, test: &Test, journal: &Journal) -> Result<Ending> {
-        let mut passed = 0;
-        for program in self.build(test, journal)? {
-            let mut command = Command::new(&program);
-            command.args(&test.filter).current_dir(&self.source);
-            match run_program(&mut command, &self.output.join("test.log"), journal)? {
-                Ending::Passed(count) => passed += count,
-                other => return Ok(other),
-            }
-        }
-        Ok(Ending::Passed(passed))
-    }
-
-    /// Builds the programs of `test`.
-    fn build(&self, test: &Test, journal: &Journal) -> Result<Vec<PathBuf>> {
-        let mut command = Command::new(cargo());
-        command
-            .current_dir(&self.source)
-            .args(["test", "--no-run", "--quiet", "--message-format=json"])
-            .args(["--package", &test.package, &test.target, "--target-dir"]);
-        // The same few files are built again and again, with a line changed.
-        command
-            .env("CARGO_INCREMENTAL", "1")
-            .env("CARGO_PROFILE_DEV_DEBUG", "0")
-            .env("CARGO_PROFILE_RELEASE_DEBUG", "0");
-        if test.loom {
-            // Without optimisation an exhaustive search takes minutes instead of seconds.
-            command.arg(self.output.join("loom")).arg("--release");
-            command.env("RUSTFLAGS", "--cfg slat_loom");
-        } else {
-            command.arg(self.output.join("plain"));
-        }
-        let output = command
-            .stdin(Stdio::null())
-            .stderr(journal.stderr()?)
-            .output()?;
-        let messages = String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            output.status.success(),
-            "it does not compile:\n{}",
-            errors(&messages)
-        );
-        Ok(executables(&messages))
-    }
-}
-
-/// The test programs that cargo's messages name.
-fn executables(messages: &str) -> Vec<PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["profile"]["test"] == true)
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .collect()
-}
-
-/// The compiler's errors in cargo's messages.
-fn errors(messages: &str) -> String {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["message"]["level"] == "error")
-        .filter_map(|message| {
-            message["message"]["rendered"]
-                .as_str()
-                .map(ToOwned::to_owned)
-        })
-        .collect()
-}
-
-/// Runs a test program with its output going into `log`.
-fn run_program(command: &mut Command, log: &Path, journal: &Journal) -> Result<Ending> {
-    let file = File::create(log)?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        .spawn()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break Some(status);
-        }
-        if start.elapsed() > LIMIT {
-            child.kill()?;
-            child.wait()?;
-            break None;
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
-    if let Journal::File(_) = journal {
-        journal.pass_on(text.as_bytes());
-    }
-    Ok(match status {
-        None => Ending::Hung,
-        Some(status) if status.success() => Ending::Passed(count_passed(&text)),
-        Some(_) => Ending::Failed(failed_tests(&text)),
-    })
-}
-
-/// The names of the tests that failed, from the test program's output.
-fn failed_tests(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
-        .map(|name| name.trim_end_matches(" - should panic").to_owned())
-        .collect()
-}
-
-/// Makes `to` hold what `from` holds, but for version control and whatever is made from sources.
-fn mirror(from: &Path, to: &Path, target: &Path) -> Result<()> {
-    let mut kept = HashSet::new();
-    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
-        let source = entry?.path();
-        let name = source
-            .file_name()
-            .ok_or_else(|| anyhow!("a file without a name"))?
-            .to_owned();
-        if source == target || name == ".git" || name == "target" {
-            continue;
-        }
-        let copy = to.join(&name);
-        kept.insert(name);
-        if source.is_dir() {
-            fs::create_dir_all(&copy)?;
-            mirror(&source, &copy, target)?;
-        } else {
-            let contents =
-                fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
-            if !fs::read(&copy).is_ok_and(|old| old == contents) {
-                fs::write(&copy, contents)?;
-            }
-        }
-    }
-    for entry in fs::read_dir(to)? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| !kept.contains(name)) {
-            if path.is_dir() {
-                fs::remove_dir_all(path)?;
-            } else {
-                fs::remove_file(path)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MANIFEST: &str = "[package]\nname = \"sample\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\
-                            [workspace]\n";
-    const SOURCE: &str = "pub fn clamp(value: u32) -> u32 {\n    if value > 9 { 9 } else { value }\n}\n\
-                          pub fn idle() {}\n\
-                          #[test]\nfn large_values_are_cut() {\n    assert_eq!(clamp(10), 9);\n}\n";
-
-    /// A tree with one small package and these omissions.
-    fn sample(omissions: &str) -> (tempfile::TempDir, Workspace) {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("tree");
-        for (path, text) in [
-            ("Cargo.toml", MANIFEST),
-            ("src/lib.rs", SOURCE),
-            ("xtask/omissions.toml", omissions),
-        ] {
-            let path = root.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        let target = directory.path().join("out");
-        (directory, Workspace { root, target })
-    }
+    use crate::trial::sample;
 
     fn omission(find: &str, replace: &str) -> String {
         format!(
@@ -389,12 +152,9 @@ mod tests {
     }
 
     fn run_sample(omissions: &str) -> Result<usize> {
-        let (directory, workspace) = sample(omissions);
-        let journal = Journal::File(File::create(directory.path().join("log")).unwrap());
-        let result = run_all(&workspace, &[], &journal);
-        let source = fs::read_to_string(workspace.root.join("src/lib.rs")).unwrap();
-        assert_eq!(source, SOURCE, "the project's own sources were touched");
-        result
+        sample::with("omissions.toml", omissions, |workspace, journal| {
+            run_all(workspace, &[], journal)
+        })
     }
 
     #[test]
@@ -444,8 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn failed_tests_are_named() {
-        let text = "test a::b ... ok\ntest a::c ... FAILED\ntest d - should panic ... FAILED\n";
-        assert_eq!(failed_tests(text), ["a::c", "d"]);
+    fn every_omission_in_the_list_fits_the_sources() {
+        for omission in read_list(sample::real_root(), &[]).unwrap() {
+            let fits = omission.edit.apply(sample::real_root());
+            assert!(
+                fits.is_ok(),
+                "{} without {}: {fits:?}",
+                omission.rule,
+                omission.what
+            );
+        }
     }
 }

@@ -364,6 +364,7 @@ mod tests {
                 frames_after: 9,
                 ..Default::default()
             }),
+            model: None,
         }
     }
 

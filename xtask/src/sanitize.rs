@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 
 use crate::host::{self, find_program};
 use crate::journal::{Journal, capture};
+use crate::nightly;
 use crate::toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, debian_sources, host_target, sysroot};
 use crate::workspace::Workspace;
 
@@ -45,11 +46,7 @@ const PACKAGES: [&str; 3] = [
 
 /// Runs the tools that the options ask for, all of them even if one fails.
 pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -> Result<()> {
-    ensure!(
-        find_program("rustup").is_some(),
-        "the sanitizers need a nightly compiler, which is installed with rustup"
-    );
-    install_nightly(journal)?;
+    nightly::install(journal).context("without a nightly compiler there are no sanitizers")?;
     let mut failed = Vec::new();
     for &tool in &options.tools {
         let (name, result) = match tool {
@@ -67,18 +64,6 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -
     }
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
-}
-
-/// Sees to it that rustup has a nightly compiler.
-fn install_nightly(journal: &Journal) -> Result<()> {
-    let list = capture(Command::new("rustup").args(["toolchain", "list"]))?;
-    if list.lines().any(|line| line.starts_with("nightly")) {
-        return Ok(());
-    }
-    journal.say("installing a nightly compiler: rustup toolchain install nightly");
-    journal
-        .run(Command::new("rustup").args(["toolchain", "install", "nightly", "--profile=minimal"]))
-        .context("without a nightly compiler there are no sanitizers")
 }
 
 /// Sees to it that nightly has these components, and says whether it has.
@@ -108,18 +93,6 @@ fn has_components(components: &[&str], journal: &Journal) -> bool {
     journal.run(&mut command).is_ok()
 }
 
-/// `cargo` of the nightly toolchain, with what the toolchain that runs us has set taken away.
-fn nightly(workspace: &Workspace) -> Command {
-    let mut command = Command::new("rustup");
-    command
-        .args(["run", "nightly", "cargo"])
-        .current_dir(&workspace.root);
-    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
-        command.env_remove(variable);
-    }
-    command
-}
-
 /// The arguments that all runs share. A target has to be named, for otherwise build scripts and
 /// procedural macros would be instrumented too. Instrumented code is slow: it is optimised, with
 /// debug assertions left in, and properties are tried on fewer cases.
@@ -141,7 +114,7 @@ fn test(command: &mut Command, host: &str, output: &Path) {
 }
 
 fn address(workspace: &Workspace, journal: &Journal) -> Result<()> {
-    let mut command = nightly(workspace);
+    let mut command = nightly::cargo(workspace);
     test(
         &mut command,
         &host_target()?,
@@ -155,7 +128,7 @@ fn thread(workspace: &Workspace, journal: &Journal) -> Result<()> {
     let host = host_target()?;
     let output = workspace.directory("sanitize/thread")?;
     if has_components(&["rust-src"], journal) {
-        let mut command = nightly(workspace);
+        let mut command = nightly::cargo(workspace);
         test(&mut command, &host, &output.join("nightly"));
         command
             .arg("-Zbuild-std")
@@ -221,7 +194,7 @@ fn miri(workspace: &Workspace, journal: &Journal) -> Result<()> {
         has_components(&["miri", "rust-src"], journal),
         "rustup has no Miri for nightly"
     );
-    let mut command = nightly(workspace);
+    let mut command = nightly::cargo(workspace);
     command
         .args(["miri", "test", "--lib", "--target-dir"])
         .arg(workspace.directory("sanitize/miri")?)

@@ -233,8 +233,27 @@ fn code_checks(workspace: &Workspace) -> Vec<Check<'_>> {
             let caught = omissions::run_all(workspace, &[], &log.journal)?;
             Ok(format!("{caught} rules left out, each noticed"))
         }),
+        Check::new("fuzz targets", |log| fuzz_targets(workspace, log)),
         Check::new("documentation", run(documentation)),
     ]
+}
+
+/// Lints the fuzz package and runs the bodies of its targets, for which an ordinary compiler will
+/// do. It has a workspace of its own, so nothing else reaches it.
+fn fuzz_targets(workspace: &Workspace, log: &Log) -> Result<String> {
+    let output = workspace.directory("fuzz/checks")?;
+    let cargo = |words: &str| {
+        let mut command = workspace.cargo();
+        command
+            .current_dir(workspace.root.join("fuzz"))
+            .args(words.split_ascii_whitespace())
+            .env("CARGO_TARGET_DIR", &output);
+        command
+    };
+    log.journal.run(&mut cargo("fmt --check"))?;
+    log.journal
+        .run(&mut cargo("clippy --all-targets -- -D warnings"))?;
+    run_tests(&mut cargo("test"), log)
 }
 
 /// Lints what is built for bare metal. Debian's compiler comes without clippy, so there the

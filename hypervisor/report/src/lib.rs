@@ -48,6 +48,9 @@ pub struct Report {
     pub times: Times,
     /// What the host changed under the running guest, `None` when churn was off.
     pub churn: Option<Churn>,
+    /// The modelled machine that the guest ran on, `None` on an emulated or real one.
+    #[serde(default)]
+    pub model: Option<Model>,
 }
 
 /// When a region's memory is mapped into the guest.
@@ -117,6 +120,10 @@ pub enum Kind {
     Device,
     /// A device whose driver may revoke the mapping and gives its pages one fault at a time.
     Revocable,
+    /// Contents that are copied when they are touched, and that the guest may not write.
+    Rom,
+    /// Nothing: the host maps nothing there.
+    Hole,
 }
 
 /// Leaves by the size of memory that each maps (4K granule).
@@ -208,6 +215,21 @@ pub struct Times {
     pub el2_share_bp: u64,
 }
 
+/// A run on the modelled machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// The seed from which every choice of the machine, the guest and the host comes.
+    pub seed: u64,
+    /// CPUs that run the guest.
+    pub guest_cpus: u8,
+    /// CPUs that run the host's own work.
+    pub host_cpus: u8,
+    /// Transitions of the machine.
+    pub steps: u64,
+    /// Accesses that the guest made.
+    pub accesses: u64,
+}
+
 /// What the host changed under the running guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Churn {
@@ -275,6 +297,7 @@ mod tests {
                 ..Times::default()
             },
             churn: Some(Churn::default()),
+            model: Some(Model::default()),
         }
     }
 

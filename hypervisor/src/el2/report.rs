@@ -57,6 +57,7 @@ pub(super) fn build(
         },
         times: finished.clock.times(),
         churn: None,
+        model: None,
     }
 }
 
