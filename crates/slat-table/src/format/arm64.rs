@@ -43,6 +43,16 @@ pub struct Arm64Features {
 }
 
 impl Arm64Features {
+    /// Bits of an address that an entry of this format can hold and the CPU has.
+    #[inline]
+    const fn address_bits(self) -> u8 {
+        if self.physical_bits < ADDRESS_BITS_MAX {
+            self.physical_bits
+        } else {
+            ADDRESS_BITS_MAX
+        }
+    }
+
     /// Whether the hardware keeps dirty bits. `VTCR_EL2.HD` does nothing while `HA` is clear, and
     /// a leaf with `DBM` would then never become writable (D8.5).
     #[inline]
@@ -115,7 +125,7 @@ impl Format for Arm64 {
 
     fn geometry(features: &Arm64Features, bits: u8) -> Result<Geometry, GeometryError> {
         // The guest's physical addresses may not outgrow the CPU's (D8.2.1).
-        let highest = ADDRESS_BITS_MAX.min(features.physical_bits);
+        let highest = features.address_bits();
         let error = GeometryError {
             bits,
             format: Self::NAME,
@@ -191,7 +201,7 @@ impl Format for Arm64 {
         if !hpa.is_aligned(Self::leaf_step(level)) {
             return Err(EncodeError::Unaligned { hpa, level });
         }
-        let bits = features.physical_bits.min(ADDRESS_BITS_MAX);
+        let bits = features.address_bits();
         if hpa.raw() >> bits != 0 {
             return Err(EncodeError::AddressWidth { hpa, bits });
         }
@@ -346,6 +356,7 @@ fn decode_leaf(features: Arm64Features, level: Level, raw: u64) -> Option<(Hpa, 
     let shaped = is_page == (level == Level::PAGE)
         && level <= LARGEST_BLOCK
         && hpa.is_aligned(Arm64::leaf_step(level))
+        && hpa.raw() >> features.address_bits() == 0
         && raw & !(LEAF_BITS | ADDRESS) == 0
         && raw & INNER_SHAREABLE == INNER_SHAREABLE;
     if !shaped {

@@ -341,6 +341,16 @@ fn foreign_entries_are_told_from_ours() {
         Entry::Foreign(block),
         "no 512 GiB blocks"
     );
+    let small = Arm64Features {
+        physical_bits: 32,
+        ..plain()
+    };
+    let beyond = raw | 1 << 32;
+    assert_eq!(
+        Arm64::decode(&small, PAGE, beyond),
+        Entry::Foreign(beyond),
+        "an address that the CPU does not have"
+    );
 }
 
 #[test]
