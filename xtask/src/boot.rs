@@ -13,8 +13,8 @@ use crate::journal::Journal;
 use crate::kit::{Boot, Build, Kit, LEAST_MEMORY, Mapping, OwnFiles, PAGE};
 use crate::machine::Cpu;
 use crate::report;
-use crate::size::{MIB, Size};
 use crate::workspace::Workspace;
+use slat_report::size::{MIB, Size};
 
 /// Options of `cargo xtask boot`.
 #[derive(Debug, Args)]

@@ -15,9 +15,9 @@ use crate::console::Marker;
 use crate::guest::Run;
 use crate::kit::{Boot, Build, Kit, Mapping, OwnFiles};
 use crate::machine::Cpu;
-use crate::size::Size;
 use crate::test::{Check, Log, Options};
 use crate::workspace::Workspace;
+use slat_report::size::Size;
 
 /// The most RAM faults that a boot of a 512 MiB guest takes when all its frames are 2 MiB.
 const MOST_RAM_FAULTS: u64 = 24;

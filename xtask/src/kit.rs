@@ -14,9 +14,9 @@ use crate::image;
 use crate::initramfs;
 use crate::journal::Journal;
 use crate::machine::{Cpu, Hypervisor, Machine, Modules};
-use crate::size::Size;
 use crate::toolchain::{BareMetal, TARGET};
 use crate::workspace::Workspace;
+use slat_report::size::Size;
 
 /// The least memory that a guest can have: Linux prints nothing with much less.
 pub(crate) const LEAST_MEMORY: Size = Size::mebibytes(64);

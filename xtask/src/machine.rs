@@ -12,7 +12,7 @@ use std::process::Command;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::size::{MIB, Size};
+use slat_report::size::{MIB, Size};
 
 /// The emulated CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -30,7 +30,6 @@ mod nightly;
 mod omissions;
 mod report;
 mod sanitize;
-mod size;
 mod soak;
 mod test;
 mod toolchain;

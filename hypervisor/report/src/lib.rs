@@ -1,17 +1,24 @@
 //! The memory report: what the hypervisor tells about a guest's memory once the guest has stopped.
 //!
 //! The hypervisor fills in a [`Report`] and sends it out as one line of JSON; `cargo xtask boot`
-//! reads it back, prints it, and passes it on with `--json`. Both sides use the types here, so a
-//! field cannot mean two things. Nothing is interpreted: the report carries counts and addresses,
-//! and whoever reads it decides whether they are good.
+//! reads it back, prints it, and passes it on with `--json`. `slat run` fills one in for its
+//! modelled machine. All sides use the types here, so a field cannot mean two things. Nothing is
+//! interpreted: the report carries counts and addresses, and whoever reads it decides whether they
+//! are good.
 //!
 //! Sizes are in bytes unless a name says otherwise. `gpa` is a guest-physical address (Arm: IPA),
 //! `hpa` a host-physical one. Times are ticks of the architecture's system counter; divide by
 //! [`Times::counter_hz`] for seconds.
+//!
+//! With the feature `text`, [`text::Text`] prints a report for people.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+pub mod size;
+#[cfg(feature = "text")]
+pub mod text;
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;

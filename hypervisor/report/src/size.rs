@@ -1,25 +1,32 @@
-//! Sizes of memory as people write them: `64M`, `3G`, `300004K`, or a plain number of bytes.
+//! Sizes of memory as people write them: `64M`, `3G`, `300004K`, `0x1000`, or a plain number of
+//! bytes.
 
+use alloc::format;
+use alloc::string::{String, ToString as _};
 use core::fmt;
 use core::str::FromStr;
 
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Size(pub(crate) u64);
+pub struct Size(pub u64);
 
 /// One mebibyte.
-pub(crate) const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', MIB), ('K', 1 << 10)];
 
 impl Size {
     /// A number of mebibytes.
-    pub(crate) const fn mebibytes(count: u64) -> Self {
+    pub const fn mebibytes(count: u64) -> Self {
         Self(count * MIB)
     }
 
     /// This size, rounded up to a multiple of `unit`.
-    pub(crate) const fn round_up(self, unit: Self) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// If `unit` is zero bytes. In a debug build also if the result exceeds 64 bits.
+    pub const fn round_up(self, unit: Self) -> Self {
         Self(self.0.next_multiple_of(unit.0))
     }
 }
@@ -27,10 +34,15 @@ impl Size {
 impl FromStr for Size {
     type Err = String;
 
+    /// A decimal number with or without a unit, or `0x` and a hexadecimal number of bytes. Between
+    /// hexadecimal digits there may be underscores.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!("`{text}` is not a size: write a whole number and K, M, G or T, such as 512M")
         };
+        if let Some(digits) = text.strip_prefix("0x") {
+            return hexadecimal(digits).map(Self).ok_or_else(wrong);
+        }
         let unit = UNITS
             .into_iter()
             .find(|(letter, _)| text.ends_with([*letter, letter.to_ascii_lowercase()]));
@@ -48,6 +60,16 @@ impl FromStr for Size {
             .map(Self)
             .ok_or_else(wrong)
     }
+}
+
+/// The number that hexadecimal `digits` write.
+fn hexadecimal(digits: &str) -> Option<u64> {
+    let digits = digits.replace('_', "");
+    // `from_str_radix` would take a sign.
+    if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    u64::from_str_radix(&digits, 16).ok()
 }
 
 impl fmt::Display for Size {
@@ -81,6 +103,7 @@ mod tests {
             assert_eq!(Size(bytes).to_string(), text);
         }
         assert_eq!("512m".parse(), Ok(Size::mebibytes(512)));
+        assert_eq!("0x7f_0000_1000".parse(), Ok(Size(0x7f_0000_1000)));
         assert_eq!(Size(0).to_string(), "0");
     }
 
@@ -94,7 +117,10 @@ mod tests {
             "1.5G",
             "64MB",
             "99999999999T",
-            "0x10",
+            "0x",
+            "0x+1",
+            "0x1K",
+            "0x10000000000000000",
         ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
