@@ -75,24 +75,40 @@ impl Allocator {
         Some(Hpa(first << PAGE_SHIFT))
     }
 
-    /// Takes memory back.
+    /// Takes memory back. A frame may come back in aligned pieces, one by one.
     ///
     /// # Panics
     ///
     /// If it was not given out, for this purpose and with this size.
     pub(crate) fn give_back(&mut self, start: Hpa, bytes: u64, purpose: Purpose) {
         let order = order(bytes);
-        let first = start.0 >> PAGE_SHIFT;
-        match self.owned.get(&first) {
-            Some(owned)
-                if start.0.is_multiple_of(PAGE_BYTES)
+        let (first, pages) = (start.0 >> PAGE_SHIFT, 1 << order);
+        let below = self.owned.range(..=first).next_back();
+        match below.map(|(from, owned)| (*from, *owned)) {
+            Some((from, owned))
+                if start.0.is_multiple_of(bytes.max(PAGE_BYTES))
                     && owned.purpose == purpose
-                    && owned.pages == 1 << order => {}
+                    && (from == first && owned.pages == pages
+                        || purpose == Purpose::Frame && first + pages <= from + owned.pages) =>
+            {
+                self.disown((from, owned), first, pages);
+            }
             other => panic!("{start} given back as a {purpose:?} of {bytes:#x} bytes: {other:?}"),
         }
-        self.owned.remove(&first);
         self.free[order as usize].push_back(first);
         self.joinable = true;
+    }
+
+    /// Leaves the owner what it has beside the `pages` pages from `first` on.
+    fn disown(&mut self, (from, owned): (u64, Owned), first: u64, pages: u64) {
+        self.owned.remove(&from);
+        let (after, end) = (first + pages, from + owned.pages);
+        for (from, end) in [(from, first), (after, end)] {
+            if from < end {
+                let pages = end - from;
+                self.owned.insert(from, Owned { pages, ..owned });
+            }
+        }
     }
 
     /// Whether `hpa` lies in a table.

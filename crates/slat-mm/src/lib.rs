@@ -60,6 +60,8 @@ mod driver;
 mod extents;
 pub mod frames;
 mod host;
+#[cfg(feature = "std")]
+pub mod interpose;
 mod migrate;
 mod notify;
 mod ram;

@@ -12,9 +12,20 @@ use slat_table::address::HvaRange;
 
 use crate::region::Slot;
 
-/// Names an invalidation under way; `None` is one whose range there was no memory to record.
+/// Names an invalidation under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ActiveId(Option<u64>);
+pub(crate) struct ActiveId {
+    number: u64,
+    /// Whether there was memory to record its range.
+    recorded: bool,
+}
+
+impl ActiveId {
+    /// Never the same for two that are under way.
+    pub(crate) const fn number(self) -> u64 {
+        self.number
+    }
+}
 
 struct Indexed {
     slot: Slot,
@@ -92,23 +103,28 @@ impl InvalidationIndex {
 
     /// Begins an invalidation of `range`.
     pub(crate) fn begin(&mut self, range: HvaRange) -> ActiveId {
-        if self.active.try_reserve(1).is_err() {
-            self.unrecorded += 1;
-            return ActiveId(None);
-        }
-        let id = self.next;
+        let number = self.next;
         self.next += 1;
-        self.active.push((id, range));
-        ActiveId(Some(id))
+        let recorded = self.active.try_reserve(1).is_ok();
+        if recorded {
+            self.active.push((number, range));
+        } else {
+            self.unrecorded += 1;
+        }
+        ActiveId { number, recorded }
     }
 
     /// Ends the invalidation named `id`.
     pub(crate) fn end(&mut self, id: ActiveId) {
-        let Some(id) = id.0 else {
+        if !id.recorded {
             self.unrecorded -= 1;
             return;
-        };
-        if let Some(at) = self.active.iter().position(|(active, _)| *active == id) {
+        }
+        if let Some(at) = self
+            .active
+            .iter()
+            .position(|(active, _)| *active == id.number)
+        {
             self.active.swap_remove(at);
         }
     }
@@ -190,7 +206,10 @@ mod tests {
         assert!(index.is_active(&here) && !index.is_active(&there));
         index.unrecorded += 1;
         assert!(index.is_active(&there));
-        index.end(ActiveId(None));
+        index.end(ActiveId {
+            number: 1,
+            recorded: false,
+        });
         assert!(!index.is_active(&there));
         index.end(recorded);
         assert!(!index.is_active(&here));

@@ -70,14 +70,15 @@ impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
             count(&self.counters.invalidations_hit);
         }
         Ticket {
-            raised: restriction.leave_raised(),
-            active,
+            begun: Some((restriction.leave_raised(), active)),
         }
     }
 
     fn end(&self, ticket: Ticket) {
-        if self.table.lower(ticket.raised) {
-            self.index.lock().end(ticket.active);
+        if let Some((raised, active)) = ticket.begun
+            && self.table.lower(raised)
+        {
+            self.index.lock().end(active);
         }
     }
 

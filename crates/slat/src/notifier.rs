@@ -17,8 +17,22 @@ use crate::index::ActiveId;
 #[derive(Debug)]
 #[must_use = "faults stall until this is handed to Notifier::end"]
 pub struct Ticket {
-    pub(crate) raised: Raised,
-    pub(crate) active: ActiveId,
+    /// What is to be lowered and recorded as ended; `None` where nothing was begun.
+    pub(crate) begun: Option<(Raised, ActiveId)>,
+}
+
+impl Ticket {
+    /// A ticket of a notifier that has nothing mapped and never will have again, such as one that
+    /// passes on to another which is gone. Ending it does nothing.
+    pub const fn nothing() -> Self {
+        Self { begun: None }
+    }
+
+    /// Tells the invalidations under way in one guest memory apart; `None` for
+    /// [`nothing`](Self::nothing). For those who pass tickets on.
+    pub fn id(&self) -> Option<u64> {
+        self.begun.as_ref().map(|(_, active)| active.number())
+    }
 }
 
 /// Somebody who maps what a host has mapped, and must hear before it changes.

@@ -4,6 +4,7 @@
 mod devices;
 mod failing;
 mod guest;
+mod interpose;
 mod lifetime;
 mod model;
 mod operations;

@@ -1,0 +1,138 @@
+//! Runs slat on the machine model for as long as one likes, each run drawn from another seed.
+
+use core::num::NonZero;
+use core::time::Duration;
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use clap::Parser;
+use slat_machine::rig::draw::{self, Drawn};
+use slat_machine::rig::soak::{Limits, Totals, soak};
+use slat_machine::rig::{self, RigError};
+
+/// Runs slat's whole stack on a modelled machine with hostile TLBs, a guest that accesses memory
+/// and a host that takes it away, and has a judge watch. Each seed is another run.
+///
+/// Ends with 0 if nothing was found, with 1 and the story of what was, with 2 if a run cannot be
+/// set up.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// Go on for so many seconds.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    seconds: u64,
+
+    /// Stop after so many steps of the machine, summed over all runs.
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+
+    /// Run at least so many seeds, however long that takes.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    seeds: u64,
+
+    /// The first seed; the others follow it.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    first_seed: u64,
+
+    /// Run this seed alone.
+    #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "steps", "first_seed", "jobs"])]
+    seed: Option<u64>,
+
+    /// With --seed: draw a plan whose trace external checkers can follow.
+    #[arg(long, requires = "seed")]
+    for_export: bool,
+
+    /// With --seed: write its trace here, one record a line.
+    #[arg(long, value_name = "FILE", requires = "seed")]
+    trace: Option<PathBuf>,
+
+    /// Runs at once; as many as there are cores if not given.
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+
+    /// Say now and then how far it is, where standard error is a terminal.
+    #[arg(long)]
+    progress: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let found = match arguments.seed {
+        Some(seed) => one(seed, &arguments),
+        None => many(&arguments),
+    };
+    match found {
+        Ok(false) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("slat-soak: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs one seed. Returns whether something was found.
+fn one(seed: u64, arguments: &Arguments) -> Result<bool, RigError> {
+    let Drawn { plan, mut options } = if arguments.for_export {
+        draw::draw_for_export(seed)
+    } else {
+        draw::draw(seed)
+    };
+    options.trace.clone_from(&arguments.trace);
+    let began = Instant::now();
+    let outcome = rig::run(&plan, &options)?;
+    let seconds = began.elapsed().as_secs_f64();
+    if let Some(story) = &outcome.finding {
+        println!("{story}");
+    }
+    let model = outcome.report.model.unwrap_or_default();
+    let found = u8::from(outcome.finding.is_some());
+    println!(
+        "seed {seed}: {} steps, {} accesses: {found} violations in {seconds:.1} s",
+        model.steps, model.accesses
+    );
+    Ok(outcome.finding.is_some())
+}
+
+/// Runs many seeds. Returns whether something was found.
+fn many(arguments: &Arguments) -> Result<bool, RigError> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let limits = Limits {
+        first_seed: arguments.first_seed,
+        least_seeds: arguments.seeds,
+        time: Duration::from_secs(arguments.seconds),
+        steps: arguments.steps,
+        jobs: arguments.jobs.unwrap_or(cores),
+    };
+    let talks = arguments.progress && stderr().is_terminal();
+    let last = Mutex::new(Instant::now());
+    let progress = |totals: &Totals| {
+        let Ok(mut last) = last.lock() else { return };
+        if talks && last.elapsed() >= Duration::from_secs(1) {
+            *last = Instant::now();
+            // Nothing is lost if a terminal does not take it.
+            let Totals { steps, seeds, .. } = totals;
+            _ = write!(stderr(), "\r{steps} steps over {seeds} seeds ");
+        }
+    };
+    let soaked = soak(&limits, &progress)?;
+    if talks {
+        eprintln!();
+    }
+    if let Some((_, story)) = &soaked.finding {
+        println!("{story}");
+    }
+    let Totals {
+        accesses,
+        faults,
+        changes,
+        ..
+    } = soaked.totals;
+    println!("{accesses} accesses, {faults} faults, {changes} changes of the host");
+    println!("{soaked}");
+    Ok(soaked.finding.is_some())
+}

@@ -1,0 +1,48 @@
+//! Drawn plans: always the same seeds.
+
+use core::num::NonZero;
+use core::time::Duration;
+use std::thread;
+
+use slat_machine::rig::draw::{draw, draw_for_export};
+use slat_machine::rig::soak::{Limits, soak};
+
+use crate::caught::{clean, scaled};
+
+#[test]
+fn nothing_is_found_over_many_drawn_plans() {
+    let limits = Limits {
+        first_seed: 1_000_000,
+        least_seeds: scaled(40),
+        time: Duration::ZERO,
+        steps: None,
+        jobs: thread::available_parallelism().map_or(1, NonZero::get),
+    };
+    let soaked = soak(&limits, &|_| {}).expect("drawn plans can be set up");
+    if let Some((_, story)) = soaked.finding {
+        let rule = story.split(':').next().unwrap_or_default();
+        panic!("caught: {rule}\n{story}");
+    }
+    let totals = soaked.totals;
+    assert!(totals.seeds >= scaled(40), "{totals:?}");
+    // Runs in which nothing happens find nothing.
+    assert!(totals.steps >= totals.seeds * 200_000, "{totals:?}");
+    assert!(totals.faults >= totals.seeds * 100, "{totals:?}");
+    assert!(totals.changes >= totals.seeds * 5, "{totals:?}");
+}
+
+#[test]
+fn nothing_is_found_over_plans_for_external_checkers() {
+    for seed in 0..scaled(10) {
+        let mut drawn = draw_for_export(seed);
+        drawn.plan.steps = 50_000;
+        clean(&drawn.plan, &drawn.options);
+    }
+}
+
+#[test]
+fn a_seed_always_draws_the_same_plan_and_another_draws_another() {
+    let text = |seed| format!("{:?}", draw(seed));
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1), text(2));
+}
