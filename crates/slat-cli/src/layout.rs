@@ -1,0 +1,216 @@
+//! A memory layout: what a host process has mapped, and which slots of guest memory it makes of it.
+//!
+//! This is the input of `slat explain`, read from a TOML file by [`parse`] or taken from a running
+//! process. Numbers are in bytes.
+//!
+//! ```
+//! let layout = slat_cli::layout::parse(
+//!     r#"
+//!     [[mapping]]
+//!     name = "BAR"
+//!     kind = "pfnmap"
+//!     hva = 0x7f00_0000_0000
+//!     size = "1G"
+//!     hpa = 0x80_0000_0000
+//!
+//!     [[slot]]
+//!     id = 1
+//!     gpa = 0x80_0000_0000
+//!     size = "1G"
+//!     hva = 0x7f00_0000_0000
+//!     "#,
+//! )?;
+//! assert_eq!(layout.slots[0].name, "slot 1");
+//! # Ok::<(), slat_cli::problem::Problems>(())
+//! ```
+
+mod file;
+
+use core::fmt;
+use core::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+pub use file::parse;
+pub(crate) use file::{SLOT_IDS, parse_with_places};
+
+/// End of the host physical addresses that a device may have. What is above is where the model puts
+/// the host's RAM; addresses have 48 bits.
+pub const DEVICE_END: u64 = 1 << 47;
+
+/// End of the host virtual addresses.
+pub const HOST_END: u64 = u64::MAX - 0xfff;
+
+/// Mappings and slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain values for a caller to fill in"
+)]
+pub struct Layout {
+    /// Width of a guest physical address in bits.
+    pub address_bits: u8,
+    /// What the host process has mapped. They do not overlap.
+    pub mappings: Vec<Mapping>,
+    /// The guest's slots. They do not overlap.
+    pub slots: Vec<Slot>,
+}
+
+/// A mapping of the host process (a VMA).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain values for a caller to fill in"
+)]
+pub struct Mapping {
+    /// For people.
+    pub name: String,
+    /// First host virtual address, a multiple of 4 KiB.
+    pub hva: u64,
+    /// Size in bytes, a multiple of 4 KiB.
+    pub bytes: u64,
+    /// What is behind it.
+    pub kind: Kind,
+    /// Whether the host may write through it.
+    pub writable: bool,
+    /// The largest pages in which the host maps it.
+    pub pages: Pages,
+    /// How much of it is there already.
+    pub resident: Resident,
+}
+
+/// What is behind a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "what the explanation tells apart")]
+pub enum Kind {
+    /// Anonymous memory.
+    Ram,
+    /// Pages of a file.
+    File,
+    /// Memory that the host maps but does not manage: a device's, as a rule.
+    Pfnmap {
+        /// Host physical address behind the first byte.
+        hpa: u64,
+    },
+    /// Nothing that may be accessed (`PROT_NONE`).
+    NoAccess,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ram => "ram",
+            Self::File => "file",
+            Self::Pfnmap { .. } => "pfnmap",
+            Self::NoAccess => "no access",
+        })
+    }
+}
+
+/// The largest pages in which a host maps something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the block sizes of a 4 KiB granule"
+)]
+pub enum Pages {
+    /// What the host does by itself: transparent huge pages of 2 MiB for anonymous memory, 4 KiB
+    /// for files, and for PFNMAP the largest that addresses allow.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// 4 KiB.
+    #[serde(rename = "4K")]
+    Small,
+    /// 2 MiB.
+    #[serde(rename = "2M")]
+    Huge,
+    /// 1 GiB.
+    #[serde(rename = "1G")]
+    Gigantic,
+}
+
+/// How much of a mapping is there already, before any guest touches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the three ways to know it")]
+pub enum Resident {
+    /// Nothing: pages come when they are touched.
+    Nothing,
+    /// Everything, in pages as large as they can be.
+    All,
+    /// Some bytes in 2 MiB pages and some in 4 KiB pages; where, is not known.
+    Some {
+        /// Bytes in 2 MiB pages.
+        huge: u64,
+        /// Bytes in 4 KiB pages.
+        small: u64,
+    },
+}
+
+/// A slot of guest memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "plain values for a caller to fill in"
+)]
+pub struct Slot {
+    /// For people.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
+    /// First guest physical address, a multiple of 4 KiB.
+    pub gpa: u64,
+    /// Size in bytes, a multiple of 4 KiB.
+    pub bytes: u64,
+    /// Host virtual address behind the first byte, a multiple of 4 KiB.
+    pub hva: u64,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Mapped on fault only, even where it could be mapped at creation.
+    pub on_fault: bool,
+}
+
+impl Mapping {
+    /// Its host virtual addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.hva..self.hva + self.bytes
+    }
+}
+
+impl Slot {
+    /// The host virtual addresses behind it.
+    pub fn hva_range(&self) -> Range<u64> {
+        self.hva..self.hva + self.bytes
+    }
+
+    /// Its guest physical addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.gpa..self.gpa + self.bytes
+    }
+}
+
+impl Layout {
+    /// Whether mappings and slots are made of pages, where they can be, and do not overlap: what [`parse`] checks
+    /// with more words, for layouts that were changed.
+    pub fn is_sound(&self) -> bool {
+        let apart = |mut ranges: Vec<Range<u64>>| {
+            ranges.sort_by_key(|range| range.start);
+            ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
+        };
+        let inside = |start: u64, bytes: u64, end: u64| {
+            let pages = start.is_multiple_of(4096) && bytes.is_multiple_of(4096) && bytes != 0;
+            pages && start.checked_add(bytes).is_some_and(|sum| sum <= end)
+        };
+        if !(32..=48).contains(&self.address_bits) {
+            return false;
+        }
+        let guest_end = 1 << self.address_bits;
+        self.mappings
+            .iter()
+            .all(|m| inside(m.hva, m.bytes, HOST_END))
+            && self.slots.iter().all(|s| inside(s.hva, s.bytes, HOST_END))
+            && self.slots.iter().all(|s| inside(s.gpa, s.bytes, guest_end))
+            && apart(self.mappings.iter().map(Mapping::range).collect())
+            && apart(self.slots.iter().map(Slot::range).collect())
+    }
+}

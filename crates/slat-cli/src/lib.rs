@@ -1,0 +1,18 @@
+//! The `slat` command, as a library: its parsers and what it does, for the binary, for tests and
+//! for fuzzing.
+//!
+//! * [`scenario::parse`] and [`layout::parse`] read what people write. They take any text and answer
+//!   with values or with [`problem::Problems`]; they never panic.
+//! * [`explain::explain`] says what of a layout is mapped when, in which blocks, and why not better.
+//! * [`command`] is the command line.
+
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod explain;
+pub mod layout;
+mod number;
+pub mod problem;
+mod ranges;
+pub mod scenario;
+pub mod source;

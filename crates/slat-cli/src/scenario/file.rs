@@ -1,0 +1,402 @@
+//! The file's tables, and how they become a plan.
+
+use serde::Deserialize;
+use slat_machine::event::AccessKind;
+use slat_machine::rig::Plan;
+use slat_machine::rig::plan::{Backing, Churn, Features, Mapping, Slot, Touch};
+use slat_report::size::Size;
+use toml::Spanned;
+
+use crate::layout::{HOST_END, SLOT_IDS};
+use crate::number::Number;
+use crate::problem::{Problem, Problems};
+use crate::ranges::{Given, Placed, check_all, label};
+
+/// The most CPUs that the model has.
+const MOST_CPUS: u8 = 16;
+
+/// The most RAM that the modelled machine has.
+const MOST_RAM: u64 = 64 << 30;
+
+/// The largest image: its contents are made in memory.
+const MOST_IMAGE: u64 = 64 << 20;
+
+/// End of the host physical addresses of the model, which have 48 bits.
+const PHYSICAL_END: u64 = 1 << 48;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    machine: Machine,
+    #[serde(default)]
+    mapping: Vec<Spanned<FileMapping>>,
+    #[serde(default)]
+    slot: Vec<Spanned<FileSlot>>,
+    #[serde(default)]
+    touch: Vec<Spanned<FileTouch>>,
+    #[serde(default)]
+    churn: FileChurn,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Machine {
+    guest_cpus: Spanned<u8>,
+    host_cpus: Spanned<u8>,
+    ram: Spanned<Number>,
+    steps: Spanned<u64>,
+    #[serde(default = "forty")]
+    address_bits: Spanned<u8>,
+    #[serde(default)]
+    hardware_accessed: bool,
+    #[serde(default)]
+    hardware_dirty: bool,
+    #[serde(default = "yes")]
+    force_write_back: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileMapping {
+    name: String,
+    kind: FileKind,
+    hva: Spanned<Number>,
+    size: Spanned<Number>,
+    hpa: Option<Spanned<Number>>,
+    #[serde(default = "yes")]
+    writable: bool,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum FileKind {
+    Anonymous,
+    Image,
+    Device,
+    Revocable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileSlot {
+    id: Spanned<u32>,
+    name: String,
+    gpa: Spanned<Number>,
+    size: Spanned<Number>,
+    hva: Spanned<Number>,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    on_fault: bool,
+    #[serde(default)]
+    weight: u32,
+    #[serde(default)]
+    replaceable: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileTouch {
+    cpu: Spanned<u8>,
+    gpa: Spanned<Number>,
+    size: Spanned<Number>,
+    #[serde(default = "page")]
+    stride: Spanned<Number>,
+    access: AccessKind,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct FileChurn {
+    migrate: u32,
+    discard: u32,
+    protect: u32,
+    split: u32,
+    remap: u32,
+    revoke: u32,
+    age: u32,
+    populate: u32,
+    slots: u32,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+fn forty() -> Spanned<u8> {
+    Spanned::new(0..0, 40)
+}
+
+fn page() -> Spanned<Number> {
+    Spanned::new(0..0, Number(4096))
+}
+
+pub(super) fn parse(text: &str) -> Result<Plan, Problems> {
+    let file: File = toml::from_str(text).map_err(|error| Problems::of_toml(&error))?;
+    let mut problems = Vec::new();
+    let machine = &file.machine;
+    check_machine(machine, &mut problems);
+    if file.slot.is_empty() {
+        let nothing = Problem::new(0..0, "the scenario has no slot");
+        problems.push(nothing.help("a slot is a table [[slot]] with id, name, gpa, size and hva"));
+    }
+    let address_bits = (*machine.address_bits.get_ref()).clamp(32, 48);
+    let mappings = mappings(&file.mapping, &mut problems);
+    let slots = slots(&file.slot, address_bits, &mut problems);
+    let boot = touches(&file, address_bits, &mut problems);
+    check_weights(&file, &mut problems);
+    let plan = Plan {
+        address_bits,
+        features: Features {
+            hardware_accessed: machine.hardware_accessed,
+            hardware_dirty: machine.hardware_dirty,
+            force_write_back: machine.force_write_back,
+        },
+        guest_cpus: *machine.guest_cpus.get_ref(),
+        host_cpus: *machine.host_cpus.get_ref(),
+        ram: machine.ram.get_ref().0,
+        mappings,
+        slots,
+        boot,
+        steps: *machine.steps.get_ref(),
+        churn: churn(&file.churn),
+    };
+    Problems::none_or(problems, plan)
+}
+
+fn check_machine(machine: &Machine, problems: &mut Vec<Problem>) {
+    let mut wrong = |bad: bool, span: core::ops::Range<usize>, message: String| {
+        if bad {
+            problems.push(Problem::new(span, message));
+        }
+    };
+    let (guest, host) = (*machine.guest_cpus.get_ref(), *machine.host_cpus.get_ref());
+    let all = u16::from(guest) + u16::from(host);
+    wrong(
+        guest == 0,
+        machine.guest_cpus.span(),
+        "no CPU runs the guest: `guest-cpus` must be at least 1".to_owned(),
+    );
+    wrong(
+        all > u16::from(MOST_CPUS),
+        machine.host_cpus.span(),
+        format!("{all} CPUs: the model has at most {MOST_CPUS}, guest's and host's together"),
+    );
+    let ram = machine.ram.get_ref().0;
+    wrong(
+        ram == 0 || !ram.is_multiple_of(2 << 20) || ram > MOST_RAM,
+        machine.ram.span(),
+        format!(
+            "{} of RAM: must be a multiple of 2M, from 2M to {}",
+            Size(ram),
+            Size(MOST_RAM)
+        ),
+    );
+    let bits = *machine.address_bits.get_ref();
+    wrong(
+        !(32..=48).contains(&bits),
+        machine.address_bits.span(),
+        format!("{bits} guest address bits: from 32 to 48 are possible"),
+    );
+    wrong(
+        *machine.steps.get_ref() == 0,
+        machine.steps.span(),
+        "0 steps: nothing would happen".to_owned(),
+    );
+}
+
+fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<Mapping> {
+    let (mut placed, mut devices, mut mappings) = (Vec::new(), Vec::new(), Vec::new());
+    for table in given {
+        let mapping = table.get_ref();
+        let label = label("mapping", Some(&mapping.name), 0);
+        let range = Given {
+            label: &label,
+            key: "hva",
+            start: &mapping.hva,
+            bytes: &mapping.size,
+        };
+        let range = range.check(HOST_END, problems);
+        // What an image contains is made only for one of sound size.
+        let backing = range
+            .as_ref()
+            .and_then(|_| backing(table, &mut devices, problems));
+        mappings.extend(backing.map(|backing| Mapping {
+            name: mapping.name.clone(),
+            hva: mapping.hva.get_ref().0,
+            bytes: mapping.size.get_ref().0,
+            writable: mapping.writable,
+            backing,
+        }));
+        placed.extend(range);
+    }
+    check_all(&placed, problems);
+    check_all(&devices, problems);
+    mappings
+}
+
+fn backing(
+    table: &Spanned<FileMapping>,
+    devices: &mut Vec<Placed>,
+    problems: &mut Vec<Problem>,
+) -> Option<Backing> {
+    let mapping = table.get_ref();
+    let FileMapping { name, size, .. } = mapping;
+    match (mapping.kind, &mapping.hpa) {
+        (kind @ (FileKind::Device | FileKind::Revocable), Some(hpa)) => {
+            let device = Given {
+                label: &format!("the device memory of mapping `{name}`"),
+                key: "hpa",
+                start: hpa,
+                bytes: size,
+            };
+            devices.push(device.check(PHYSICAL_END, problems)?);
+            let hpa = hpa.get_ref().0;
+            Some(match kind {
+                FileKind::Revocable => Backing::Revocable { hpa },
+                _ => Backing::Device { hpa },
+            })
+        }
+        (FileKind::Device | FileKind::Revocable, None) => {
+            let message = format!("mapping `{name}` is a device without `hpa`");
+            let help = "say which host physical address is behind its first byte";
+            problems.push(Problem::new(table.span(), message).help(help));
+            None
+        }
+        (FileKind::Anonymous | FileKind::Image, Some(hpa)) => {
+            let message = format!("mapping `{name}` has an `hpa` but is no device");
+            let help = "the host chooses where its RAM is";
+            problems.push(Problem::new(hpa.span(), message).help(help));
+            None
+        }
+        (FileKind::Anonymous, None) => Some(Backing::Anonymous),
+        (FileKind::Image, None) => image(name, size, problems),
+    }
+}
+
+/// Contents of which each word says where it is, so that a page out of place shows.
+fn image(name: &str, size: &Spanned<Number>, problems: &mut Vec<Problem>) -> Option<Backing> {
+    let bytes = size.get_ref().0;
+    if bytes > MOST_IMAGE {
+        let message = format!(
+            "the image `{name}` has {}: at most {}",
+            Size(bytes),
+            Size(MOST_IMAGE)
+        );
+        problems.push(Problem::new(size.span(), message));
+        return None;
+    }
+    let mut contents = Vec::new();
+    for word in 1..=bytes / 8 {
+        let word = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        contents.extend_from_slice(&word.to_le_bytes());
+    }
+    Some(Backing::Image(contents.into()))
+}
+
+fn slots(given: &[Spanned<FileSlot>], bits: u8, problems: &mut Vec<Problem>) -> Vec<Slot> {
+    let (mut placed, mut slots) = (Vec::new(), Vec::<Slot>::new());
+    for table in given {
+        let slot = table.get_ref();
+        let id = *slot.id.get_ref();
+        if id >= SLOT_IDS {
+            let message = format!("the slot id {id} is too large: ids are below {SLOT_IDS}");
+            problems.push(Problem::new(slot.id.span(), message));
+        }
+        if let Some(first) = slots.iter().position(|other| other.id == id) {
+            let first = given[first].get_ref().id.span();
+            let problem = Problem::new(slot.id.span(), format!("two slots have the id {id}"));
+            problems.push(problem.related(first, "the first of them"));
+        }
+        let label = label("slot", Some(&slot.name), id);
+        let at = |key, start| Given {
+            label: &label,
+            key,
+            start,
+            bytes: &slot.size,
+        };
+        placed.extend(at("gpa", &slot.gpa).check(1 << bits, problems));
+        // A wrong size is told once.
+        let mut found = Vec::new();
+        at("hva", &slot.hva).check(HOST_END, &mut found);
+        problems.extend(found.into_iter().filter(|p| p.span == slot.hva.span()));
+        slots.push(Slot {
+            name: slot.name.clone(),
+            id,
+            gpa: slot.gpa.get_ref().0,
+            bytes: slot.size.get_ref().0,
+            hva: slot.hva.get_ref().0,
+            read_only: slot.read_only,
+            on_fault: slot.on_fault,
+            weight: slot.weight,
+            replaceable: slot.replaceable,
+        });
+    }
+    check_all(&placed, problems);
+    slots
+}
+
+/// A run in which nobody touches anything shows nothing.
+fn check_weights(file: &File, problems: &mut Vec<Problem>) {
+    let weights = file
+        .slot
+        .iter()
+        .map(|slot| u64::from(slot.get_ref().weight));
+    if let Some(slot) = file.slot.first()
+        && weights.sum::<u64>() == 0
+    {
+        let message = "no slot has a `weight`: the guest would access nothing after its boot";
+        problems.push(Problem::new(slot.span(), message));
+    }
+}
+
+fn touches(file: &File, bits: u8, problems: &mut Vec<Problem>) -> Vec<Touch> {
+    let cpus = *file.machine.guest_cpus.get_ref();
+    let mut touches = Vec::new();
+    for table in &file.touch {
+        let touch = table.get_ref();
+        let cpu = *touch.cpu.get_ref();
+        if cpu >= cpus {
+            let message = format!("the guest has no CPU {cpu}: there are {cpus}, from 0 on");
+            problems.push(Problem::new(touch.cpu.span(), message));
+        }
+        let (gpa, bytes) = (touch.gpa.get_ref().0, touch.size.get_ref().0);
+        let end = gpa.checked_add(bytes);
+        if bytes == 0 || end.is_none_or(|end| end > 1 << bits) {
+            let message = format!(
+                "{bytes:#x} bytes from {gpa:#x} are nothing that a guest with {bits} address \
+                 bits can touch"
+            );
+            problems.push(Problem::new(touch.gpa.span(), message));
+        }
+        let stride = touch.stride.get_ref().0;
+        if stride == 0 {
+            problems.push(Problem::new(
+                touch.stride.span(),
+                "a stride of 0 never ends",
+            ));
+        }
+        touches.push(Touch {
+            cpu,
+            gpa,
+            bytes,
+            stride,
+            kind: touch.access,
+        });
+    }
+    touches
+}
+
+const fn churn(given: &FileChurn) -> Churn {
+    Churn {
+        migrate: given.migrate,
+        discard: given.discard,
+        protect: given.protect,
+        split: given.split,
+        remap: given.remap,
+        revoke: given.revoke,
+        age: given.age,
+        populate: given.populate,
+        slots: given.slots,
+    }
+}
