@@ -16,6 +16,13 @@ use crate::journal::Journal;
 use crate::nightly;
 use crate::workspace::Workspace;
 
+/// Files of the project that are inputs of a target.
+const EXAMPLES: [(&str, &str); 3] = [
+    ("layout", "crates/slat-cli/examples"),
+    ("scenario", "crates/slat-cli/examples"),
+    ("trace", "crates/slat-machine/tests/corpus"),
+];
+
 /// Options of `cargo xtask fuzz`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -73,9 +80,14 @@ fn fuzz(workspace: &Workspace, target: &str, seconds: u64, journal: &Journal) ->
         .arg(target)
         .arg(found);
     // libFuzzer writes to the first directory and only reads the others.
-    let given = workspace.root.join("fuzz/corpus").join(target);
-    if given.is_dir() {
-        command.arg(given);
+    let own = Path::new("fuzz/corpus").join(target);
+    let examples = EXAMPLES.iter().filter(|(of, _)| *of == target);
+    let given = examples.map(|(_, directory)| Path::new(directory));
+    for directory in given.chain([own.as_path()]) {
+        let directory = workspace.root.join(directory);
+        if directory.is_dir() {
+            command.arg(directory);
+        }
     }
     command
         .arg("--")
