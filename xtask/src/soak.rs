@@ -38,6 +38,20 @@ pub(crate) struct Options {
     jobs: Option<u64>,
 }
 
+impl Options {
+    /// So many seconds of seeds from the first on.
+    pub(crate) const fn lasting(seconds: u64) -> Self {
+        Self {
+            seconds,
+            steps: None,
+            seeds: None,
+            first_seed: None,
+            seed: None,
+            jobs: None,
+        }
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -> Result<()> {
     let mut command = workspace.cargo();

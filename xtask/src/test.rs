@@ -17,6 +17,7 @@ use clap::Args;
 use crate::boots;
 use crate::journal::Journal;
 use crate::omissions;
+use crate::soak;
 use crate::toolchain::BareMetal;
 use crate::workspace::Workspace;
 
@@ -233,9 +234,20 @@ fn code_checks(workspace: &Workspace) -> Vec<Check<'_>> {
             let caught = omissions::run_all(workspace, &[], &log.journal)?;
             Ok(format!("{caught} rules left out, each noticed"))
         }),
+        Check::new("soak", |log| soak(workspace, log)),
         Check::new("fuzz targets", |log| fuzz_targets(workspace, log)),
         Check::new("documentation", run(documentation)),
     ]
+}
+
+/// Runs the whole stack on the modelled machine for a moment.
+fn soak(workspace: &Workspace, log: &Log) -> Result<String> {
+    const SECONDS: u64 = 20;
+    soak::run(workspace, &soak::Options::lasting(SECONDS), &log.journal)?;
+    let text = log.text();
+    let result = text.lines().rfind(|line| line.contains(" steps over "));
+    let result = result.ok_or_else(|| anyhow!("the soak did not say how far it came"))?;
+    Ok(result.to_owned())
 }
 
 /// Lints the fuzz package and runs the bodies of its targets, for which an ordinary compiler will
