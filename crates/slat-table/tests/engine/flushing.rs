@@ -18,9 +18,11 @@ fn a_flush_knows_whether_there_is_anything_to_do() {
             .is_empty()
     };
     assert!(nothing(&page(0)));
+    assert_eq!(table.flushes(), 0);
     map(&table, page(0), HOST, PAGE, RAM);
     assert!(!nothing(&page(0)), "a leaf is to be forgotten");
     assert!(!nothing(&range(0, 2 * MIB)), "a table is to be freed");
+    assert_eq!(table.flushes(), 2, "each was carried out");
 }
 
 // P6: flushes forced by others.

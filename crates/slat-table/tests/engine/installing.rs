@@ -3,14 +3,15 @@
 use slat_table::address::{GpaRange, PAGE_SIZE};
 use slat_table::attributes::{Attributes, Execute, Permissions};
 use slat_table::cache::TableCache;
-use slat_table::format::EncodeError;
 use slat_table::format::arm64::{Arm64, Arm64Features};
+use slat_table::format::{EncodeError, Format};
 use slat_table::geometry::Level;
 use slat_table::hold::{Installed, NoTableReady};
 use slat_table::restriction::PartialBlock;
 use slat_table::simulated::Event;
 use slat_table::table::{LeavesError, NewTableError, PageTable, TableOptions};
 
+use crate::odd::Odd;
 use crate::setup::{
     DEVICE, FEATURES, GIB, GIB1, HOST, MIB, MIB2, Machine, PAGE, RAM, ROM, gpa, hpa, install, look,
     map, new_table, page, range, small_table, unmap,
@@ -70,6 +71,27 @@ fn dropping_a_table_flushes_before_it_frees() {
         .unwrap();
     assert!(flush < freed);
     assert_eq!(machine.live_tables(), 0);
+}
+
+/// Local flushes for a new leaf, and for the same leaf again.
+fn local_flushes<F: Format>(features: F::Features, page: GpaRange) -> [u64; 2] {
+    let machine = Machine::new();
+    let table = PageTable::<F, _>::new(machine.clone(), features, TableOptions::default()).unwrap();
+    let mut cache = TableCache::new(&table);
+    cache.fill().unwrap();
+    let leaves = table.leaves(page, hpa(HOST), PAGE, RAM).unwrap();
+    [(); 2].map(|()| {
+        let before = machine.local_flushes();
+        let installed = table.hold(&page).install(&leaves, &mut cache).unwrap();
+        table.settle(&installed, page);
+        machine.local_flushes() - before
+    })
+}
+
+#[test]
+fn a_new_leaf_needs_a_local_flush_only_where_invalid_entries_are_cached() {
+    assert_eq!(local_flushes::<Arm64>(FEATURES, page(0)), [0, 1]);
+    assert_eq!(local_flushes::<Odd>((), range(0, 4 * PAGE_SIZE)), [1, 1]);
 }
 
 // Leaves.
