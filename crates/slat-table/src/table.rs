@@ -16,7 +16,7 @@ use crate::geometry::{Geometry, Level};
 use crate::hold::{Hold, Installed};
 use crate::platform::Platform;
 use crate::stripe::{MAX_STRIPES, Snapshot, StripeSet, Stripes};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Counter, Ordering};
 
 /// How to shape a new table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +100,9 @@ pub struct PageTable<F: Format, P: Platform> {
     pub(crate) geometry: Geometry,
     pub(crate) root: Hpa,
     pub(crate) stripes: Stripes<P::Locks>,
-    tables: AtomicU64,
-    table_bytes: AtomicU64,
-    flushes: AtomicU64,
+    tables: Counter,
+    table_bytes: Counter,
+    flushes: Counter,
 }
 
 impl<F: Format, P: Platform> PageTable<F, P> {
@@ -130,9 +130,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             geometry,
             root: Hpa::new(0),
             stripes,
-            tables: AtomicU64::new(0),
-            table_bytes: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
+            tables: Counter::new(0),
+            table_bytes: Counter::new(0),
+            flushes: Counter::new(0),
         };
         // A failure here drops `table`, which frees nothing as it counts no tables.
         table.root = table.allocate_table(geometry.root())?;

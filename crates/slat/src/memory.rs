@@ -157,7 +157,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
 
     /// Counters since the beginning.
     pub fn stats(&self) -> MemoryStats {
-        let read = |counter: &slat_table::sync::AtomicU64| counter.load(Ordering::Relaxed);
+        let read = |counter: &slat_table::sync::Counter| counter.load(Ordering::Relaxed);
         MemoryStats {
             invalidations: read(&self.counters.invalidations),
             invalidations_hit: read(&self.counters.invalidations_hit),

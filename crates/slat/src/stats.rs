@@ -3,28 +3,28 @@
 use core::fmt;
 
 use slat_table::geometry::MAX_LEVELS;
-use slat_table::sync::{AtomicU64, Ordering};
+use slat_table::sync::{Counter, Ordering};
 
 /// Shared counters, written on slow paths only.
 pub(crate) struct Counters {
-    pub(crate) invalidations: AtomicU64,
-    pub(crate) invalidations_hit: AtomicU64,
-    pub(crate) agings: AtomicU64,
-    pub(crate) transactions: AtomicU64,
+    pub(crate) invalidations: Counter,
+    pub(crate) invalidations_hit: Counter,
+    pub(crate) agings: Counter,
+    pub(crate) transactions: Counter,
 }
 
 impl Counters {
     pub(crate) fn new() -> Self {
         Self {
-            invalidations: AtomicU64::new(0),
-            invalidations_hit: AtomicU64::new(0),
-            agings: AtomicU64::new(0),
-            transactions: AtomicU64::new(0),
+            invalidations: Counter::new(0),
+            invalidations_hit: Counter::new(0),
+            agings: Counter::new(0),
+            transactions: Counter::new(0),
         }
     }
 }
 
-pub(crate) fn count(counter: &AtomicU64) {
+pub(crate) fn count(counter: &Counter) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 

@@ -157,7 +157,7 @@ fn p3_a_slot_that_is_gone_gets_no_leaf() {
 /// overwrite it: break, flush, try again.
 #[test]
 fn p4_the_leaf_of_a_replaced_slot_is_not_overwritten() {
-    check(Some(3), || {
+    check(None, || {
         let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(0));
         vm.map(0);
         let mut vcpu = vm.memory.vcpu();
@@ -182,7 +182,7 @@ fn p4_the_leaf_of_a_replaced_slot_is_not_overwritten() {
 /// and the next fault makes the block.
 #[test]
 fn p4_a_table_in_the_way_of_a_block_is_broken_first() {
-    check(Some(3), || {
+    check(None, || {
         let host = ModelHost::with_blocks(1);
         let vm = Vm::with_slot(BREAKS, host.clone());
         host.shape_block(0, 1, 0);
@@ -202,7 +202,7 @@ fn p4_a_table_in_the_way_of_a_block_is_broken_first() {
 /// whether it changed the leaf or found it changed.
 #[test]
 fn p4_a_vcpu_forgets_the_permissions_that_made_it_fault() {
-    check(Some(3), || {
+    check(None, || {
         let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(0));
         let (frame, order) = (frame(0), 0);
         let at = |writable| Page {
@@ -221,7 +221,7 @@ fn p4_a_vcpu_forgets_the_permissions_that_made_it_fault() {
 /// P4: where the hardware caches that nothing is mapped, each vCPU that faulted forgets it.
 #[test]
 fn p4_a_vcpu_forgets_that_nothing_was_mapped() {
-    check(Some(3), || {
+    check(None, || {
         let features = TinyFeatures {
             caches_invalid: true,
             ..BREAKS
@@ -251,7 +251,7 @@ fn both_get_on(vm: Vm, access: Access) {
 /// it, both use it.
 #[test]
 fn two_faults_that_need_the_same_table_agree_on_it() {
-    check(Some(3), || {
+    check(None, || {
         let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(0));
         let one = |vm: &Vm, number| vm.fault(&mut vm.memory.vcpu(), number, Access::Read);
         let other = thread::spawn({

@@ -17,7 +17,7 @@ use loom_model::{BREAKS, Vm, check, on_fault, spare};
 /// go of the mmap lock.
 #[test]
 fn p12_a_transaction_waits_for_invalidations_without_the_mmap_lock() {
-    check(Some(3), || {
+    check(None, || {
         let host = ModelHost::with_blocks(0).with_mmap_lock();
         let vm = Vm::new(BREAKS, host);
         let host = thread::spawn({
@@ -39,7 +39,7 @@ fn p12_a_transaction_waits_for_invalidations_without_the_mmap_lock() {
 /// no transaction.
 #[test]
 fn p12_an_invalidation_inside_another_waits_for_no_transaction() {
-    check(Some(3), || {
+    check(None, || {
         let vm = Vm::new(BREAKS, ModelHost::with_blocks(0));
         let host = thread::spawn({
             let vm = vm.clone();
@@ -58,7 +58,7 @@ fn p12_an_invalidation_inside_another_waits_for_no_transaction() {
 /// Who holds one stripe and meets a block over several lets go before it takes them all.
 #[test]
 fn p12_who_needs_more_stripes_lets_go_first() {
-    check(Some(3), || {
+    check(None, || {
         let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(2));
         vm.map(0);
         let host = thread::spawn({
@@ -75,7 +75,7 @@ fn p12_who_needs_more_stripes_lets_go_first() {
 /// Two who need the same stripes take them in the same order, whatever happened before.
 #[test]
 fn p12_stripes_are_taken_in_the_order_of_their_indexes() {
-    check(Some(3), || {
+    check(None, || {
         let vm = Vm::with_slot(BREAKS, ModelHost::with_blocks(2));
         let other = thread::spawn({
             let vm = vm.clone();

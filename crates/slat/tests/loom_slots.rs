@@ -12,6 +12,10 @@ use slat_table::attributes::Access;
 use loom_model::host::{ModelHost, frame};
 use loom_model::{BREAKS, Vm, check, gpa_pages, on_fault, region, spare};
 
+/// Preemptions within which a removal or replacement of a slot and an invalidation are explored.
+/// `loom_pairs` explores all their schedules, which takes half a minute each.
+const MOST: Option<usize> = Some(5);
+
 /// P10: a slot enters the index in one step with the check that no invalidation of it is under
 /// way: either that one finds the slot, or the slot waits for its end.
 #[test]
@@ -62,8 +66,8 @@ fn p10_creation_maps_what_the_host_has() {
 /// TLB, and the removal is over only then.
 #[test]
 fn p11_a_slot_can_be_found_until_it_is_flushed() {
-    check(Some(3), || {
-        let vm = Vm::new(BREAKS, ModelHost::with_blocks(0));
+    check(MOST, || {
+        let vm = Vm::small(BREAKS, ModelHost::with_blocks(0));
         vm.memory.insert(on_fault(1, 0, 1, 0)).expect("a slot");
         // Keeps the tables in use, so that no flush of theirs helps.
         vm.memory.insert(on_fault(2, 1, 1, 1)).expect("a slot");
@@ -85,8 +89,8 @@ fn p11_a_slot_can_be_found_until_it_is_flushed() {
 /// P11: what leaves the index is the slot that was removed, not the one that took its id.
 #[test]
 fn p11_a_slot_that_took_anothers_id_can_be_found() {
-    check(Some(3), || {
-        let vm = Vm::new(BREAKS, ModelHost::with_blocks(0));
+    check(MOST, || {
+        let vm = Vm::small(BREAKS, ModelHost::with_blocks(0));
         vm.memory.insert(on_fault(1, 0, 1, 4)).expect("a slot");
         let replacer = thread::spawn({
             let vm = vm.clone();

@@ -22,7 +22,6 @@ use slat_table::platform::TlbWork;
 
 use super::tiny::{ADDRESS_BITS, ENTRIES, Tiny, TinyFeatures};
 
-const TOP: Level = Level::new(2);
 const PAGES: usize = 1 << (ADDRESS_BITS as u32 - PAGE_SHIFT);
 
 /// Tables there may be. They are at page 1 of host memory and after.
@@ -62,6 +61,9 @@ pub(crate) struct Caches {
     features: TinyFeatures,
     values: [[u64; ENTRIES]; TABLES],
     root: Option<Hpa>,
+    root_level: Level,
+    /// The tables that a CPU could ever have walked.
+    reached: [bool; TABLES],
     lines: Vec<Line>,
     next_serial: u64,
     /// Per page, the CPUs that may have cached that nothing is mapped.
@@ -73,12 +75,14 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    /// Caches of CPUs that have walked nothing yet.
-    pub(crate) fn new(features: TinyFeatures) -> Self {
+    /// Caches of CPUs that have walked nothing yet. Walks start at `root_level`.
+    pub(crate) fn new(features: TinyFeatures, root_level: Level) -> Self {
         Self {
             features,
             values: [[0; ENTRIES]; TABLES],
             root: None,
+            root_level,
+            reached: [false; TABLES],
             lines: Vec::new(),
             next_serial: 0,
             absent: [u32::MAX; PAGES],
@@ -91,7 +95,14 @@ impl Caches {
 
     /// Walks start at `root`, unless a root is known already.
     pub(crate) fn set_root(&mut self, root: Hpa) {
-        self.root.get_or_insert(root);
+        let root = *self.root.get_or_insert(root);
+        self.reached[table_number(root)] = true;
+    }
+
+    /// Whether a CPU could ever have walked table number `table`. Until then the table is its
+    /// owner's alone, and what is done to it changes nothing here.
+    pub(crate) fn has_reached(&self, table: usize) -> bool {
+        self.reached[table]
     }
 
     /// The guest runs no more.
@@ -192,6 +203,7 @@ impl Caches {
             }
         }
     }
+
     /// A flush of `work` ends that found `victims` when it began.
     pub(crate) fn flushed(&mut self, victims: &[u64], work: &TlbWork) {
         self.lines.retain(|line| !victims.contains(&line.serial));
@@ -216,7 +228,7 @@ impl Caches {
             return;
         };
         let mut in_tree = Vec::new();
-        self.walk_table(root, TOP, 0, &mut in_tree);
+        self.walk_table(root, self.root_level, 0, &mut in_tree);
         let mut elsewhere = Vec::new();
         for line in self.lines.clone() {
             if let (Walked::Table(table), Some(below)) =
@@ -237,6 +249,9 @@ impl Caches {
                 line.in_tree |= rooted;
                 line.cpus = u32::MAX;
                 continue;
+            }
+            if let Walked::Table(table) = cached.what {
+                self.reached[table_number(table)] = true;
             }
             self.next_serial += 1;
             self.lines.push(Line {

@@ -19,7 +19,7 @@ use slat_table::platform::{Platform, TableMemory, Tlb, TlbWork};
 
 use super::BREAKS;
 use super::caches::{Caches, TABLES, table_number};
-use super::tiny::{ENTRIES, Tiny, TinyFeatures};
+use super::tiny::{ENTRIES, Tiny, TinyFeatures, root_level};
 
 /// A machine. Clones are the same machine.
 #[derive(Clone, Debug)]
@@ -28,6 +28,7 @@ pub(crate) struct Machine(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     entries: Vec<[AtomicU64; ENTRIES]>,
+    root_level: Level,
     touched: AtomicU64,
     state: Mutex<State>,
 }
@@ -42,14 +43,16 @@ struct State {
 }
 
 impl Machine {
-    /// A machine that nothing has happened on yet.
-    pub(crate) fn new(features: TinyFeatures) -> Self {
+    /// A machine that nothing has happened on yet. Its guest's addresses have `address_bits` bits.
+    pub(crate) fn new(features: TinyFeatures, address_bits: u8) -> Self {
         let entry = || AtomicU64::new(0);
+        let root_level = root_level(address_bits);
         Self(Arc::new(Shared {
             entries: (0..TABLES).map(|_| [entry(), entry()]).collect(),
+            root_level,
             touched: AtomicU64::new(0),
             state: Mutex::new(State {
-                caches: Caches::new(features),
+                caches: Caches::new(features, root_level),
                 tables: Vec::new(),
                 cpus: Vec::new(),
             }),
@@ -102,7 +105,7 @@ impl Machine {
     /// Where the walk for `gpa` ends, and what is there, unless it is a table.
     fn find_leaf(&self, gpa: Gpa) -> Option<(Hpa, Level, u64)> {
         let mut table = Hpa::new(PAGE_SIZE);
-        let mut level = Level::new(2);
+        let mut level = self.0.root_level;
         loop {
             let index = gpa.raw() / Tiny::leaf_step(level) % ENTRIES as u64;
             let entry = Hpa::new(table.raw() + index * 8);
@@ -134,6 +137,15 @@ impl Machine {
     /// the caches too, may come in either order.
     pub(crate) fn touch_caches(&self) {
         self.0.touched.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same before an access to, or the end of, table number `table`, unless nobody but its
+    /// owner has ever seen that one: then the order is all the same.
+    fn touch_caches_for(&self, table: usize) {
+        let reached = self.state().caches.has_reached(table);
+        if reached {
+            self.touch_caches();
+        }
     }
 
     /// Never held while anything of loom's is called, so no thread ever waits for it.
@@ -179,8 +191,9 @@ impl TableMemory for Machine {
     }
 
     fn free(&self, table: Hpa, _: u32) {
-        let mut state = self.state();
         let number = table_number(table);
+        self.touch_caches_for(number);
+        let mut state = self.state();
         state.caches.free(number);
         if !core::mem::replace(&mut state.tables[number], false) {
             state.caches.blame(format!("{table} is freed twice"));
@@ -192,14 +205,14 @@ impl TableMemory for Machine {
     }
 
     fn store(&self, entry: Hpa, value: u64, order: Ordering) {
-        self.touch_caches();
+        self.touch_caches_for(table_number(entry));
         let (word, table, index) = self.entry(entry);
         word.store(value, order);
         self.state().caches.write(table, index, value);
     }
 
     fn compare_exchange(&self, entry: Hpa, old: u64, new: u64) -> Result<(), u64> {
-        self.touch_caches();
+        self.touch_caches_for(table_number(entry));
         let (word, table, index) = self.entry(entry);
         word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)?;
         self.state().caches.write(table, index, new);
@@ -207,7 +220,7 @@ impl TableMemory for Machine {
     }
 
     fn swap(&self, entry: Hpa, new: u64) -> u64 {
-        self.touch_caches();
+        self.touch_caches_for(table_number(entry));
         let (word, table, index) = self.entry(entry);
         let old = word.swap(new, Ordering::AcqRel);
         self.state().caches.write(table, index, new);

@@ -26,7 +26,7 @@ use slat_table::attributes::Access;
 pub(crate) use explore::{check, pair};
 use host::{ModelHost, Page, frame, hva_pages};
 use machine::Machine;
-use tiny::{ADDRESS_BITS, Tiny, TinyFeatures};
+use tiny::{ADDRESS_BITS, SMALL_ADDRESS_BITS, Tiny, TinyFeatures};
 
 /// The memory of the VM under test.
 pub(crate) type Memory = GuestMemory<Tiny, ModelHost, Machine>;
@@ -54,8 +54,19 @@ pub(crate) struct Vm {
 impl Vm {
     /// A VM without slots, with two stripes.
     pub(crate) fn new(features: TinyFeatures, host: ModelHost) -> Self {
-        let machine = Machine::new(features);
-        let config = Config::new().address_bits(ADDRESS_BITS).stripes(2);
+        Self::of_size(features, host, ADDRESS_BITS, 2)
+    }
+
+    /// A VM without slots, with four pages of guest memory in two levels of tables, and one
+    /// stripe. For two that remove things: each of them takes every stripe and looks at every
+    /// level several times, so that what one stripe and two levels cannot show is dear.
+    pub(crate) fn small(features: TinyFeatures, host: ModelHost) -> Self {
+        Self::of_size(features, host, SMALL_ADDRESS_BITS, 1)
+    }
+
+    fn of_size(features: TinyFeatures, host: ModelHost, address_bits: u8, stripes: usize) -> Self {
+        let machine = Machine::new(features, address_bits);
+        let config = Config::new().address_bits(address_bits).stripes(stripes);
         let memory = Memory::new(host.clone(), machine.clone(), features, config);
         Self {
             machine,
@@ -69,6 +80,13 @@ impl Vm {
     pub(crate) fn with_slot(features: TinyFeatures, host: ModelHost) -> Self {
         let vm = Self::new(features, host);
         vm.memory.insert(on_fault(1, 0, 8, 0)).expect("a slot");
+        vm
+    }
+
+    /// Such a VM of the [`small`](Self::small) kind.
+    pub(crate) fn small_with_slot(features: TinyFeatures, host: ModelHost) -> Self {
+        let vm = Self::small(features, host);
+        vm.memory.insert(on_fault(1, 0, 4, 0)).expect("a slot");
         vm
     }
 

@@ -1,6 +1,7 @@
 //! A format just large enough for every case of the protocol: tables of two entries, three levels
 //! of them, leaves at each. A span is two pages, the root's entries cover two spans, and all of
-//! the guest's memory is eight pages.
+//! the guest's memory is eight pages. With a bit of address less there are two levels and four
+//! pages: enough where no entry but the root's needs to cover more than a page.
 
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
@@ -9,6 +10,9 @@ use slat_table::geometry::{Geometry, Level, LevelShape};
 
 /// Width of a guest physical address.
 pub(crate) const ADDRESS_BITS: u8 = 15;
+
+/// Width of one in the smaller tree.
+pub(crate) const SMALL_ADDRESS_BITS: u8 = 14;
 
 /// Entries of a table.
 pub(crate) const ENTRIES: usize = 2;
@@ -38,6 +42,12 @@ pub(crate) struct TinyFeatures {
     pub(crate) caches_invalid: bool,
 }
 
+/// The level of the root where a guest physical address has `bits` bits: each level decodes one,
+/// the pages have twelve.
+pub(crate) fn root_level(bits: u8) -> Level {
+    Level::new(bits.saturating_sub(13))
+}
+
 impl Format for Tiny {
     type Features = TinyFeatures;
     type Root = u64;
@@ -64,10 +74,13 @@ impl Format for Tiny {
             leaf: true,
         };
         let levels = [shape(12), shape(13), shape(14)];
-        Geometry::new(&levels, bits).ok_or(GeometryError {
+        let most = usize::from(root_level(bits).index()) + 1;
+        let levels = levels.get(..most);
+        let geometry = levels.and_then(|levels| Geometry::new(levels, bits));
+        geometry.ok_or(GeometryError {
             bits,
             format: Self::NAME,
-            lowest: ADDRESS_BITS,
+            lowest: SMALL_ADDRESS_BITS,
             highest: ADDRESS_BITS,
         })
     }
