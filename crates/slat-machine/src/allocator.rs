@@ -122,6 +122,14 @@ impl Allocator {
             })
     }
 
+    /// Bytes that nobody has.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let blocks = self.free.iter().enumerate();
+        blocks
+            .map(|(order, blocks)| (blocks.len() as u64) << order << PAGE_SHIFT)
+            .sum()
+    }
+
     /// The first page of some free block.
     pub(crate) fn free_page(&self, random: &mut Random) -> Option<Hpa> {
         let blocks = self.free.iter().map(VecDeque::len).sum();

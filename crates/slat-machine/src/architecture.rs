@@ -92,6 +92,9 @@ pub enum Forgotten {
         gpa: Gpa,
         /// Whether pointers to tables stay.
         leaf_only: bool,
+        /// The one level whose leaves are found, where the instruction says which it is: leaves of
+        /// others may stay, and so may all pointers to tables. `None`: leaves of every level.
+        level: Option<usize>,
     },
     /// What was combined with the guest's own translation. Second-stage translations stay.
     Combined,

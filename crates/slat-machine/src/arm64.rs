@@ -8,8 +8,8 @@
 //! What the model does not follow:
 //! * other granules, and the wider addresses of `FEAT_LPA2`: such registers are refused;
 //! * the *contiguous* hint (bit 52): entries that carry it are cached one by one;
-//! * the level hint (`TTL`) of an invalidation's operand: it is ignored, so that an invalidation
-//!   with a wrong hint still finds its entry;
+//! * the features of one CPU or another: `FEAT_TTL` is taken to be there, so an invalidation whose
+//!   operand names a level need find nothing of other levels, nor a pointer to a table;
 //! * `FEAT_XNX` is taken to be there, so both bits of `XN` count.
 
 use serde::{Deserialize, Serialize};
@@ -373,6 +373,20 @@ const fn address(operand: u64, leaf_only: bool) -> Forgotten {
     Forgotten::Address {
         gpa: Gpa((operand & 0xf_ffff_ffff) << PAGE_SHIFT),
         leaf_only,
+        level: hinted_level(operand >> 44 & 0xf),
+    }
+}
+
+/// The level that a hint (`TTL`, C5.5) names: bits 3:2 are the granule, 1:0 the manual's level. An
+/// invalidation with a wrong hint need find nothing, so one that names another granule names a
+/// level that no tree here has.
+const fn hinted_level(hint: u64) -> Option<usize> {
+    match hint {
+        0b0000..=0b0100 => None,
+        0b0101 => Some(2),
+        0b0110 => Some(1),
+        0b0111 => Some(0),
+        _ => Some(usize::MAX),
     }
 }
 

@@ -169,8 +169,11 @@ pub enum Event {
         #[serde(with = "hexadecimal")]
         bytes: u64,
     },
-    /// The host said what is behind host virtual addresses. It stays true until a notice that
-    /// covers it has begun; what is said while one that covers it is under way counts for nothing.
+    /// The host said what is behind host virtual addresses. That counts until a notice that covers
+    /// it has begun ([`NoticeBegun`](Self::NoticeBegun), not
+    /// [`NoticeBeginning`](Self::NoticeBeginning)), even if it is said while the notifier is at
+    /// work. What is said between [`NoticeBegun`](Self::NoticeBegun) and
+    /// [`NoticeEnded`](Self::NoticeEnded) counts for nothing.
     Answered {
         /// The VM that asked.
         vm: Vm,

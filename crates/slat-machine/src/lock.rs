@@ -46,7 +46,8 @@ fn machine() -> Option<Arc<Machine>> {
     TOLD.with_borrow(|told| told.as_ref().map(|told| Arc::clone(&told.machine)))
 }
 
-/// A lock's name. Those made while no machine is told all have the same, which nobody hears.
+/// A lock's name. Those made while a machine is told are counted from 1, so that every run of a seed
+/// has the same names.
 #[derive(Clone, Copy)]
 struct Id(u64);
 

@@ -257,6 +257,11 @@ impl Machine {
         self.hardware().free_frame(cpu, frame, bytes);
     }
 
+    /// Bytes of RAM that are neither a frame nor a table.
+    pub fn free_bytes(&self) -> u64 {
+        self.hardware().allocator.free_bytes()
+    }
+
     /// Reads host memory.
     pub fn read(&self, from: Hpa, bytes: &mut [u8]) {
         self.hardware().memory.read(from, bytes);

@@ -11,12 +11,12 @@
 //! finds bugs that need few switches at the right places (probabilistic concurrency testing:
 //! Burckhardt et al., ASPLOS 2010).
 
-use core::any::Any;
+mod panics;
+
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::panic::AssertUnwindSafe;
 use std::panic;
-use std::sync::Once;
 
 use generator::{Generator, Gn};
 
@@ -122,7 +122,6 @@ thread_local! {
     static CPU: Cell<Cpu> = const { Cell::new(0) };
     static STOPPED: Cell<bool> = const { Cell::new(false) };
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
-    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// The CPU of the task that runs; 0 outside any.
@@ -351,7 +350,7 @@ impl State {
 /// Inside a task: schedules do not nest.
 pub fn run(seed: u64, tasks: Vec<Task>) -> Result<(), ScheduleError> {
     assert!(!in_task(), "a task cannot run a schedule of its own");
-    record_panics();
+    panics::record();
     STOPPED.set(false);
     STATE.set(Some(State::new(seed, &tasks)));
     let mut coroutines: Vec<_> = tasks.into_iter().map(coroutine).collect();
@@ -400,8 +399,7 @@ fn coroutine(task: Task) -> Generator<'static, (), ()> {
         let Err(panic) = panic::catch_unwind(AssertUnwindSafe(body)) else {
             return;
         };
-        let message = LAST_PANIC.take();
-        let message = message.unwrap_or_else(|| message_of(&*panic));
+        let message = panics::take_message(&*panic);
         on_state(|state| {
             state.fail(ScheduleError::Panic {
                 task: name,
@@ -409,33 +407,6 @@ fn coroutine(task: Task) -> Generator<'static, (), ()> {
             });
         });
     })
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "with a value that is no text".to_owned())
-}
-
-/// Panics of tasks are kept for the finding instead of being printed; all others are printed as
-/// before.
-fn record_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let print = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !in_task() {
-                return print(panic);
-            }
-            let text = panic.payload_as_str().unwrap_or("with no text");
-            let place = panic.location().map(|place| format!(" at {place}"));
-            let message = format!("{text}{}", place.unwrap_or_default());
-            // The first is the cause; what panics while unwinding is its consequence.
-            LAST_PANIC.with_borrow_mut(|last| {
-                last.get_or_insert(message);
-            });
-        }));
-    });
 }
 
 #[cfg(test)]

@@ -221,9 +221,18 @@ impl Caches {
     /// An invalidation takes effect. A walk in flight goes if what it has read is to be forgotten.
     pub(crate) fn forget(&mut self, vm: Vm, what: Forgotten) {
         match what {
-            Forgotten::Address { gpa, leaf_only } => {
-                self.translations
-                    .retain(|t| t.vm != vm || t.combined || !t.block.contains(gpa));
+            Forgotten::Address {
+                gpa,
+                leaf_only,
+                level,
+            } => {
+                let other = |of: usize| level.is_some_and(|level| level != of);
+                self.translations.retain(|t| {
+                    t.vm != vm || t.combined || !t.block.contains(gpa) || other(t.level)
+                });
+                if level.is_some() {
+                    return;
+                }
                 self.absences
                     .retain(|a| a.vm != vm || !a.block.contains(gpa));
                 if !leaf_only {
@@ -331,11 +340,23 @@ mod tests {
         let address = |gpa, leaf_only| Forgotten::Address {
             gpa: Gpa(gpa),
             leaf_only,
+            level: None,
         };
         assert_eq!(left(1, address(0x20_3000, false)), (1, 0, 0));
         assert_eq!(left(1, address(0x20_3000, true)), (1, 1, 1));
         assert_eq!(left(1, address(0x20_4000, false)), (2, 0, 0));
         assert_eq!(left(1, address(0x40_0000, false)), (3, 1, 1));
+    }
+
+    #[test]
+    fn an_address_with_a_level_finds_leaves_of_that_level_and_no_pointer() {
+        let hinted = |level| Forgotten::Address {
+            gpa: Gpa(0x20_3000),
+            leaf_only: false,
+            level: Some(level),
+        };
+        assert_eq!(left(1, hinted(0)), (1, 1, 1));
+        assert_eq!(left(1, hinted(1)), (3, 1, 1));
     }
 
     #[test]

@@ -270,11 +270,12 @@ fn instructions_do_what_the_manual_says() {
         })
     };
     let forget = |reach, what| Some(Effect::Forget { reach, what });
-    // The hint of a level in bits 47:44 is no part of the address.
-    let operand = 0b0111 << 44 | 0x8020_3000 >> 12;
+    // Bits above the address and below the hint of a level are no part of either.
+    let operand = 0b1011 << 40 | 0x8020_3000 >> 12;
     let one = |leaf_only| Forgotten::Address {
         gpa: Gpa(0x8020_3000),
         leaf_only,
+        level: None,
     };
     for (instruction, expected) in [
         (Instruction::DsbIsh, complete(Reach::All, true)),
@@ -326,4 +327,27 @@ fn an_entry_that_leads_astray_does_so_at_every_level() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn an_invalidation_by_address_may_name_the_level_of_the_leaf() {
+    let stage = stage_two(VTCR, false);
+    let level = |hint: u64| {
+        let operand = hint << 44 | 0x8020_3000 >> 12;
+        let instruction = event::Instruction::Arm64(Instruction::Ipas2e1is { operand });
+        match stage.effect(&instruction) {
+            Some(Effect::Forget {
+                what: Forgotten::Address { level, .. },
+                ..
+            }) => level,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([0b0000, 0b0011, 0b0100].map(level), [None; 3]);
+    assert_eq!(
+        [0b0101, 0b0110, 0b0111].map(level),
+        [Some(2), Some(1), Some(0)]
+    );
+    // Of a tree with another granule: of no level that there is.
+    assert_eq!([0b1011, 0b1101].map(level), [Some(usize::MAX); 2]);
 }

@@ -5,7 +5,7 @@ use super::ranges::Span;
 use super::residue::{Old, Residue};
 use super::rule::{Line, Rule, Violation};
 use super::story::{self, Did};
-use super::tree::{At, Reached, leaf_of};
+use super::tree::{At, Reached};
 use super::{Judge, Judged};
 use crate::address::{Gpa, Hpa};
 use crate::architecture::Leaf;
@@ -44,6 +44,12 @@ impl Judge {
             return Err(did.breaks(rule, lines, text(), format!("permission: {missing}")));
         }
         let target = Span::new(leaf.hpa.0, at.gpa.bytes());
+        if let Some(table) = self.tables.overlapping(target) {
+            let allocated = format!("allocated the table {}", table.span);
+            let story = vec![table.allocated.line(allocated)];
+            let missing = "memory that is no table";
+            return Err(did.breaks(Rule::LeafToUnallocatedMemory, story, text(), missing));
+        }
         if !self.host.is_allocated(at.vm, target) {
             let missing = format!("frames or a device at all of HPA {target}");
             return Err(did.breaks(Rule::LeafToUnallocatedMemory, vec![], text(), missing));
@@ -155,8 +161,8 @@ impl Judge {
             let missing = "a notice to that VM";
             return Err(did.breaks(Rule::FrameFreedWhileGranted, story, text, missing));
         }
-        let leaf = self.leaves_by_hpa.overlapping(frame).next().and_then(|id| {
-            let (vm, gpa) = leaf_of(id);
+        let mut leaves = self.leaves_by_hpa.overlapping(frame);
+        let leaf = leaves.find_map(|(vm, gpa)| {
             let (range, reached) = self.trees.get(&vm)?.leaves.at(gpa)?;
             Some(still_there(range, reached))
         });
@@ -167,6 +173,29 @@ impl Judge {
         }
         self.host.frame_freed(frame);
         Ok(())
+    }
+
+    /// Memory is given to somebody: nobody else may have it.
+    pub(super) fn frame_allocated(&mut self, did: Did, frame: Span) -> Judged {
+        if let Some(owner) = self.owner(frame) {
+            let text = format!("allocated the frame {frame}");
+            let missing = "memory that is free";
+            return Err(did.breaks(Rule::FrameAllocatedTwice, vec![owner], text, missing));
+        }
+        self.host.frame_allocated(frame, did);
+        Ok(())
+    }
+
+    /// Who has some of `memory`, as a table or as a frame.
+    pub(super) fn owner(&self, memory: Span) -> Option<Line> {
+        let table = self.tables.overlapping(memory).map(|table| {
+            let text = format!("allocated the table {}", table.span);
+            table.allocated.line(text)
+        });
+        table.or_else(|| {
+            let (frame, did) = self.host.frame_in(memory)?;
+            Some(did.line(format!("allocated the frame {frame}")))
+        })
     }
 
     /// The guest reached memory: might it?

@@ -71,6 +71,9 @@ pub(super) struct Allowed {
     grants: Disjoint<Grant>,
 }
 
+/// A grant's VM and first host virtual address.
+type GrantId = (Vm, u64);
+
 /// Why something is not allowed.
 #[derive(Debug)]
 pub(super) struct Objection {
@@ -99,16 +102,11 @@ pub(super) struct Host {
     /// Whether frames are told of at all.
     tells_frames: bool,
     /// Grants by the memory they lead to.
-    granted: Overlapping,
+    granted: Overlapping<GrantId>,
 }
 
 fn slot_span(slot: &Slot) -> Span {
     Span::new(slot.gpa.0, slot.bytes)
-}
-
-/// A number for the grant that starts at `hva`.
-fn grant_id(vm: Vm, hva: u64) -> u64 {
-    u64::from(vm) << 48 | hva >> 12 & 0xffff_ffff_ffff
 }
 
 fn target(hva: Span, grant: &Grant) -> Span {
@@ -125,6 +123,11 @@ impl Allowed {
             .map(|(_, slot)| slot)
             .into_iter()
             .chain(coming)
+    }
+
+    /// Whether some slot may be meant at `gpa`.
+    pub(super) fn has_slot(&self, gpa: u64) -> bool {
+        self.slots_at(gpa).next().is_some()
     }
 
     /// Whether the leaf that maps `gpa` is allowed by some slot.
@@ -311,8 +314,7 @@ impl Host {
     fn set_grant(&mut self, vm: Vm, hva: Span, grant: Grant) {
         if let Some(allowed) = self.vms.get_mut(&vm) {
             allowed.grants.set(hva, grant);
-            self.granted
-                .insert(target(hva, &grant), grant_id(vm, hva.start));
+            self.granted.insert(target(hva, &grant), (vm, hva.start));
         }
     }
 
@@ -326,21 +328,18 @@ impl Host {
         for (range, grant) in found {
             allowed.grants.remove(range);
             self.granted
-                .remove(target(range, &grant), grant_id(vm, range.start));
+                .remove(target(range, &grant), (vm, range.start));
             for rest in range.without(hva).into_iter().flatten() {
                 allowed.grants.set(rest, grant);
-                self.granted
-                    .insert(target(rest, &grant), grant_id(vm, rest.start));
+                self.granted.insert(target(rest, &grant), (vm, rest.start));
             }
         }
     }
 
     /// The VM and record of a grant that leads to some of `hpa`.
     pub(super) fn granted(&self, hpa: Span) -> Option<(Vm, Did)> {
-        let id = self.granted.overlapping(hpa).next()?;
-        let vm = Vm::try_from(id >> 48).ok()?;
-        let page = Span::new(id << 16 >> 4, 1 << 12);
-        let (_, grant) = self.vms.get(&vm)?.grants.overlapping(page).next()?;
+        let (vm, hva) = self.granted.overlapping(hpa).next()?;
+        let (_, grant) = self.vms.get(&vm)?.grants.at(hva)?;
         Some((vm, grant.did))
     }
 
@@ -380,6 +379,12 @@ impl Host {
         self.frames.set(frame, did);
     }
 
+    /// A frame that has some of `memory`.
+    pub(super) fn frame_in(&self, memory: Span) -> Option<(Span, Did)> {
+        let (frame, did) = self.frames.overlapping(memory).next()?;
+        Some((frame, *did))
+    }
+
     pub(super) fn frame_freed(&mut self, frame: Span) {
         self.frames.remove(frame);
     }
@@ -395,12 +400,11 @@ impl Host {
         if self.frames.at(hpa.start).is_some() {
             return Content::Frame;
         }
-        let device = self.granted.overlapping(Span::new(hpa.start, 1)).any(|id| {
-            let page = Span::new(id << 16 >> 4, 1 << 12);
-            let of_vm = id >> 48 == u64::from(vm);
+        let first = Span::new(hpa.start, 1);
+        let device = self.granted.overlapping(first).any(|(of, hva)| {
             let grants = self.vms.get(&vm).map(|allowed| &allowed.grants);
-            let grant = grants.and_then(|grants| grants.overlapping(page).next());
-            of_vm && grant.is_some_and(|(_, grant)| grant.device)
+            let grant = grants.and_then(|grants| grants.at(hva));
+            of == vm && grant.is_some_and(|(_, grant)| grant.device)
         });
         if device {
             Content::Device

@@ -169,6 +169,7 @@ fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
     if let Forgotten::Address {
         gpa: named,
         leaf_only,
+        level: hinted,
     } = what
     {
         if !gpa.contains(named.0) {
@@ -178,6 +179,13 @@ fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
             return Some(format!(
                 "invalidated leaves only, not the table pointer of level {level}"
             ));
+        }
+        if let Some(hinted) = hinted
+            && (hinted != level || matches!(residue.old, Old::Table(_)))
+        {
+            return Some(
+                "invalidated with a hint of another level, and so need find nothing".into(),
+            );
         }
     }
     let by_itself = residue
@@ -193,7 +201,11 @@ fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
         });
     }
     if it.stamp.knows_visible(removed) {
-        return None;
+        let counted = by_itself.and_then(|progress| progress.second_issued.or(progress.all_issued));
+        return counted.is_none().then(|| {
+            "invalidated leaves only, while walkers could read it anew through a table pointer"
+                .to_owned()
+        });
     }
     let text = if it.stamp.has_seen(removed) {
         "invalidated before the removal was visible: walkers can read it anew"

@@ -44,7 +44,7 @@ use tree::Tree;
 
 pub use rule::{Line, Rule, Violation};
 
-use crate::architecture::{self, Architecture, Effect, Reach};
+use crate::architecture::{self, Architecture, Descriptor, Effect, Reach};
 use crate::event::{AccessKind, Event, Instruction, Record, Registers, Vm};
 use crate::machine::Witness;
 
@@ -66,8 +66,8 @@ pub struct Judge {
     order: Order,
     tables: Tables,
     trees: BTreeMap<Vm, Tree>,
-    /// Reachable leaves by the memory they lead to.
-    leaves_by_hpa: Overlapping,
+    /// Reachable leaves, by VM and first guest address, by the memory they lead to.
+    leaves_by_hpa: Overlapping<(Vm, u64)>,
     residues: Residues,
     journal: Journal,
     host: Host,
@@ -134,6 +134,30 @@ impl Judge {
         judged
     }
 
+    /// Whether a CPU may have cached what it is said to have cached in `event`: what its entry says,
+    /// or what it said before, as long as that is not forgotten. If not, hardware does more than
+    /// the judge takes it to do, and a verdict of its is worth nothing.
+    pub fn expects(&self, event: &Event) -> bool {
+        let Event::Cached { entry, value, .. } = event else {
+            return true;
+        };
+        if self.residues.read_from(entry.0) {
+            return true;
+        }
+        let table = self.tables.containing(entry.0);
+        let current = table.and_then(|table| table.entries.get(&entry.0));
+        let Some((current, at)) = current.zip(self.at(*entry)) else {
+            return false;
+        };
+        // What was gained, and what hardware has set, may not have been seen yet.
+        let says = |raw| match self.architecture(at.vm)?.decode(at.level, raw) {
+            Descriptor::Leaf(leaf) => Some((leaf.hpa, Some(leaf.memory))),
+            Descriptor::Table(table) => Some((table, None)),
+            Descriptor::Invalid | Descriptor::Reserved(_) => None,
+        };
+        says(*value).is_some_and(|said| says(current.raw) == Some(said))
+    }
+
     fn happened(&mut self, did: Did, event: &Event) -> Judged {
         match event {
             Event::Registers { vm, registers } => self.enter(did, *vm, registers),
@@ -169,11 +193,12 @@ impl Judge {
                 vm, gpa, kind, hpa, ..
             } => {
                 self.touched(*vm, gpa.0, *kind);
+                self.runs(did, *vm)?;
                 self.accessed(did, *vm, *gpa, *kind, *hpa)
             }
             Event::Faulted { vm, gpa, kind } => {
                 self.touched(*vm, gpa.0, *kind);
-                Ok(())
+                self.runs(did, *vm)
             }
             _ => self.host_said(did, event),
         }
@@ -182,8 +207,7 @@ impl Judge {
     fn host_said(&mut self, did: Did, event: &Event) -> Judged {
         match event {
             Event::FrameAllocated { frame, bytes } => {
-                self.host.frame_allocated(Span::new(frame.0, *bytes), did);
-                Ok(())
+                self.frame_allocated(did, Span::new(frame.0, *bytes))
             }
             Event::FrameFreed { frame, bytes } => self.frame_freed(did, Span::new(frame.0, *bytes)),
             Event::Answered {
@@ -279,9 +303,21 @@ impl Judge {
         }
     }
 
-    /// The guest accessed a page, or tried to.
+    /// A guest runs under the number `vm`: it must not meet what another one left behind.
+    fn runs(&self, did: Did, vm: Vm) -> Judged {
+        let Some(residue) = self.residues.of_ended(vm) else {
+            return Ok(());
+        };
+        let (story, missing) = (self.journal.story(residue), self.journal.missing(residue));
+        let text = format!("the guest of another VM {vm} runs");
+        Err(did.breaks(Rule::VmReusedWhileCached, story, text, missing))
+    }
+
+    /// The guest accessed a page, or tried to. What is in no slot has no page that could be dirty.
     fn touched(&mut self, vm: Vm, gpa: u64, kind: AccessKind) {
+        let allowed = self.host.allowed(vm);
         if kind == AccessKind::Write
+            && allowed.is_none_or(|allowed| allowed.has_slot(gpa))
             && let Some(tree) = self.trees.get_mut(&vm)
         {
             tree.dirt.written(gpa);

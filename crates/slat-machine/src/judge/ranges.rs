@@ -126,28 +126,28 @@ impl<T: Clone> Disjoint<T> {
     }
 }
 
-/// Ranges that may overlap each other, each with a number.
+/// Ranges that may overlap each other, each with a name, of which the default one is the least.
 ///
 /// They are kept apart by size (by powers of two), so that a look-up need not go further back
 /// than the largest range of its class.
 #[derive(Debug, Default)]
-pub(super) struct Overlapping {
-    by_class: BTreeMap<u32, BTreeMap<(u64, u64), u64>>,
+pub(super) struct Overlapping<N> {
+    by_class: BTreeMap<u32, BTreeMap<(u64, N), u64>>,
 }
 
-impl Overlapping {
+impl<N: Copy + Ord + Default> Overlapping<N> {
     fn class(span: Span) -> u32 {
         span.bytes().ilog2()
     }
 
-    pub(super) fn insert(&mut self, span: Span, id: u64) {
+    pub(super) fn insert(&mut self, span: Span, id: N) {
         self.by_class
             .entry(Self::class(span))
             .or_default()
             .insert((span.start, id), span.end);
     }
 
-    pub(super) fn remove(&mut self, span: Span, id: u64) {
+    pub(super) fn remove(&mut self, span: Span, id: N) {
         let class = Self::class(span);
         if let Some(ranges) = self.by_class.get_mut(&class) {
             ranges.remove(&(span.start, id));
@@ -157,13 +157,13 @@ impl Overlapping {
         }
     }
 
-    /// The numbers of the ranges that overlap `span`.
-    pub(super) fn overlapping(&self, span: Span) -> impl Iterator<Item = u64> {
+    /// The names of the ranges that overlap `span`.
+    pub(super) fn overlapping(&self, span: Span) -> impl Iterator<Item = N> {
         self.by_class.iter().flat_map(move |(class, ranges)| {
-            let longest = 2u64.checked_shl(*class).unwrap_or(u64::MAX);
+            let longest = 1u64.checked_shl(class + 1).unwrap_or(u64::MAX);
             let first = span.start.saturating_sub(longest);
             ranges
-                .range((first, 0)..(span.end, 0))
+                .range((first, N::default())..(span.end, N::default()))
                 .filter(move |(_, end)| **end > span.start)
                 .map(|((_, id), _)| *id)
         })
@@ -213,7 +213,7 @@ mod tests {
         for (id, span) in (0..).zip(all) {
             ranges.insert(span, id);
         }
-        let find = |ranges: &Overlapping, start, bytes| {
+        let find = |ranges: &Overlapping<u64>, start, bytes| {
             let mut found: Vec<u64> = ranges.overlapping(Span::new(start, bytes)).collect();
             found.sort_unstable();
             found

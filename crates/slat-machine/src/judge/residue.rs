@@ -12,7 +12,9 @@
 //! 5. a barrier of that CPU completes that.
 //!
 //! An invalidation of everything does 2 and 4 in one. Pointers to tables are never combined, so 3
-//! is the end of theirs. Each CPU's progress counts for itself and for those who know of it: two
+//! is the end of theirs. A leaf that was cut off together with its table is still in memory, so an
+//! invalidation of leaves alone counts for it only once no pointer on the way to it is held any
+//! more: a walker that has one could read it anew. Each CPU's progress counts for itself and for those who know of it: two
 //! CPUs that flush the same page at once do not help each other.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,10 +136,12 @@ impl Residue {
 pub(super) struct Residues {
     all: BTreeMap<u64, Residue>,
     next: u64,
-    by_gpa: BTreeMap<Vm, Overlapping>,
-    by_hpa: Overlapping,
+    by_gpa: BTreeMap<Vm, Overlapping<u64>>,
+    by_hpa: Overlapping<u64>,
     by_entry: BTreeSet<(u64, u64)>,
     by_table: BTreeSet<(u64, u64)>,
+    /// Those that VMs which ended left behind.
+    of_ended: BTreeSet<(Vm, u64)>,
     /// What each CPU has issued and not yet completed.
     pending: BTreeMap<Cpu, Vec<u64>>,
 }
@@ -172,11 +176,30 @@ impl Residues {
         if let Old::Table(table) = residue.old {
             self.by_table.remove(&(table.0, id));
         }
+        self.of_ended.remove(&(residue.vm, id));
+    }
+
+    /// Whether something that was read from the entry at `entry` may still be held.
+    pub(super) fn read_from(&self, entry: u64) -> bool {
+        let mut there = self.by_entry.range((entry, 0)..=(entry, u64::MAX));
+        there.next().is_some()
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// `vm` has ended: whoever has its number next owns none of these.
+    pub(super) fn end(&mut self, vm: Vm) {
+        let left = self.of_vm(vm, Span::new(0, u64::MAX));
+        self.of_ended.extend(left.into_iter().map(|id| (vm, id)));
+    }
+
+    /// What a VM that ended left behind under the number `vm`.
+    pub(super) fn of_ended(&self, vm: Vm) -> Option<&Residue> {
+        let (_, id) = self.of_ended.range((vm, 0)..=(vm, u64::MAX)).next()?;
+        self.all.get(id)
     }
 
     /// Those of `vm` that translate some of `gpa`.
@@ -218,6 +241,40 @@ impl Residues {
             .unwrap_or_default()
     }
 
+    /// Whether an invalidation by address, issued by one who knows what `stamp` says, need not find
+    /// a residue although it is about the residue's address.
+    fn spares(&self, id: u64, what: &Forgotten, stamp: &Stamp) -> bool {
+        let (
+            Forgotten::Address {
+                leaf_only, level, ..
+            },
+            Some(residue),
+        ) = (what, self.all.get(&id))
+        else {
+            return false;
+        };
+        let spares_pointers = *leaf_only || level.is_some();
+        match residue.old {
+            Old::Table(_) => spares_pointers,
+            Old::Leaf(_) => {
+                level.is_some_and(|level| level != residue.level)
+                    || spares_pointers && self.can_be_read_again(residue, stamp)
+            }
+        }
+    }
+
+    /// Whether a leaf that went with its table is still in there, for walkers that hold a pointer
+    /// on the way to it.
+    fn can_be_read_again(&self, residue: &Residue, stamp: &Stamp) -> bool {
+        let went_with_its_table = matches!(residue.removal, Removal::CutOff | Removal::VmEnded);
+        let leads_there = |above: &Residue| {
+            above.level > residue.level
+                && matches!(above.old, Old::Table(_))
+                && !above.knows_second_done(stamp)
+        };
+        went_with_its_table && self.translating(residue.vm, residue.gpa).any(leads_there)
+    }
+
     /// An invalidation was issued that reaches all CPUs, by one who knows what `stamp` says.
     pub(super) fn forget(&mut self, vm: Vm, what: &Forgotten, stamp: &Stamp, did: Did) {
         let span = match what {
@@ -225,16 +282,18 @@ impl Residues {
             Forgotten::Combined | Forgotten::All => Span::new(0, u64::MAX),
         };
         let cpu = did.moment.cpu;
-        for id in self.of_vm(vm, span) {
+        let found = self.of_vm(vm, span);
+        let spared = |id: &u64| self.spares(*id, what, stamp);
+        let spared: Vec<u64> = found.iter().copied().filter(spared).collect();
+        for id in found {
             let Some(residue) = self.all.get_mut(&id) else {
                 continue;
             };
             let visible = stamp.knows_visible(residue.removed.moment);
             let second_done = residue.knows_second_done(stamp);
-            let is_table = matches!(residue.old, Old::Table(_));
             let progress = residue.progress_of(cpu);
             let issued = match what {
-                Forgotten::Address { leaf_only, .. } if visible && !(is_table && *leaf_only) => {
+                Forgotten::Address { .. } if visible && !spared.contains(&id) => {
                     &mut progress.second_issued
                 }
                 Forgotten::All if visible => &mut progress.all_issued,

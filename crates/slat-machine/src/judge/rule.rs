@@ -11,11 +11,13 @@ use crate::event::Cpu;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Rule {
-    /// Registers describe a tree that the architecture does not have.
+    /// Registers describe a tree that the architecture does not have, or another one than other CPUs
+    /// use for the same VM.
     BadRegisters,
     /// An entry is written in memory that is no allocated table.
     WriteOutsideTables,
-    /// A table is allocated or freed that cannot be: it overlaps another, or is none of that size.
+    /// A table is allocated or freed that cannot be: its memory is somebody's, or it is none of
+    /// that size.
     NoSuchTable,
     /// A pointer to something that is no allocated table of the right size becomes reachable.
     PointerToNoTable,
@@ -54,16 +56,20 @@ pub enum Rule {
     LeafAllowsTooMuch,
     /// A leaf maps a page to another frame than the host's.
     TwoFramesForOnePage,
-    /// A leaf maps memory that is neither an allocated frame nor a device.
+    /// A leaf maps memory that is neither an allocated frame nor a device, or that is a table.
     LeafToUnallocatedMemory,
     /// The notifier returned, and a page that the host takes back can still be reached.
     MappedAfterNotice,
     /// A change of slots returned, and a page of a slot that is no more can still be reached.
     MappedAfterSlotRemoval,
+    /// A frame is allocated where somebody has memory already.
+    FrameAllocatedTwice,
     /// A frame is freed while the host still grants it.
     FrameFreedWhileGranted,
     /// A frame is freed while a guest can still reach it.
     FrameFreedWhileMapped,
+    /// A guest runs while CPUs may hold translations of a VM that had its number before.
+    VmReusedWhileCached,
     /// The guest reached memory at an address that no slot has.
     AccessOutsideSlots,
     /// The guest reached a table.
@@ -80,7 +86,9 @@ impl Rule {
     /// What it demands, in a sentence.
     pub fn sentence(self) -> &'static str {
         match self {
-            Self::BadRegisters => "registers describe a tree that the architecture has",
+            Self::BadRegisters => {
+                "registers describe a tree that the architecture has, and a VM has one"
+            }
             Self::WriteOutsideTables => "entries are written in allocated tables only",
             Self::NoSuchTable => "a table is allocated once and freed as what it is",
             Self::PointerToNoTable => "a table pointer points to an allocated table",
@@ -113,8 +121,12 @@ impl Rule {
             Self::MappedAfterSlotRemoval => {
                 "when a change of slots returns, nothing can reach what is in no slot"
             }
+            Self::FrameAllocatedTwice => "memory is given to one at a time",
             Self::FrameFreedWhileGranted => "a frame is taken back before it is freed",
             Self::FrameFreedWhileMapped => "a frame that can be reached is not freed",
+            Self::VmReusedWhileCached => {
+                "a VM that ended is forgotten by every CPU before another has its number"
+            }
             Self::AccessOutsideSlots => "the guest reaches memory in slots only",
             Self::AccessToTable => "the guest never reaches a table",
             Self::AccessToFreeMemory => "the guest never reaches memory that belongs to nobody",

@@ -1,6 +1,7 @@
 //! The trees: what is reachable from each VM's root, and what happens when part of it is linked or
 //! cut off.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::dirty::Dirt;
@@ -13,7 +14,7 @@ use super::tables::{Entry, Place};
 use super::{Judge, Judged};
 use crate::address::Hpa;
 use crate::architecture::{Architecture, Descriptor, Leaf};
-use crate::event::{Registers, Vm, WriteKind};
+use crate::event::{Cpu, Registers, Vm, WriteKind};
 
 /// A reachable leaf.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,8 @@ pub(super) struct Reached {
 pub(super) struct Tree {
     pub(super) architecture: Arc<dyn Architecture>,
     registers: Registers,
-    /// Whether CPUs point to the root.
-    attached: bool,
+    /// The CPUs that point to the root.
+    cpus: BTreeSet<Cpu>,
     pub(super) leaves: Disjoint<Reached>,
     pub(super) dirt: Dirt,
 }
@@ -54,16 +55,6 @@ pub(super) struct Linking {
     pub(super) with_table: bool,
 }
 
-/// A number for the reachable leaf at `gpa`.
-fn leaf_id(vm: Vm, gpa: Span) -> u64 {
-    u64::from(vm) << 48 | gpa.start >> 12 & 0xffff_ffff_ffff
-}
-
-/// The VM and first guest address of the leaf that [`leaf_id`] numbered.
-pub(super) fn leaf_of(id: u64) -> (Vm, u64) {
-    ((id >> 48) as Vm, id << 16 >> 4)
-}
-
 impl Judge {
     pub(super) fn architecture(&self, vm: Vm) -> Option<Arc<dyn Architecture>> {
         Some(Arc::clone(&self.trees.get(&vm)?.architecture))
@@ -71,9 +62,18 @@ impl Judge {
 
     /// A CPU was pointed to a VM's tables.
     pub(super) fn enter(&mut self, did: Did, vm: Vm, registers: &Registers) -> Judged {
-        let known = self.trees.get(&vm);
-        if known.is_some_and(|tree| tree.attached && tree.registers == *registers) {
-            return Ok(());
+        let cpu = did.moment.cpu;
+        if let Some(tree) = self.trees.get_mut(&vm) {
+            let attached = !tree.cpus.is_empty();
+            if attached && tree.registers == *registers {
+                tree.cpus.insert(cpu);
+                return Ok(());
+            }
+            if let Some(other) = tree.cpus.iter().find(|other| **other != cpu) {
+                let text = format!("pointed to VM {vm} with {registers:x?}");
+                let missing = format!("that CPU {other} no longer uses {:x?}", tree.registers);
+                return Err(did.breaks(Rule::BadRegisters, vec![], text, missing));
+            }
         }
         let architecture: Arc<dyn Architecture> = match (self.from_registers)(registers) {
             Ok(architecture) => architecture.into(),
@@ -89,7 +89,7 @@ impl Judge {
         let tree = Tree {
             architecture,
             registers: registers.clone(),
-            attached: true,
+            cpus: BTreeSet::from([cpu]),
             leaves: Disjoint::default(),
             dirt: dirt.unwrap_or_default(),
         };
@@ -106,6 +106,7 @@ impl Judge {
     /// The VM is no more.
     pub(super) fn end_vm(&mut self, did: Did, vm: Vm) {
         self.leave(did, vm, Removal::VmEnded);
+        self.residues.end(vm);
         self.host.end(vm);
         if let Some(tree) = self.trees.get_mut(&vm) {
             tree.dirt = Dirt::default();
@@ -117,8 +118,7 @@ impl Judge {
         let Some(tree) = self.trees.get_mut(&vm) else {
             return;
         };
-        if tree.attached {
-            tree.attached = false;
+        if !core::mem::take(&mut tree.cpus).is_empty() {
             let root = tree.architecture.root();
             self.detach(root, did, removal);
         }
@@ -305,7 +305,7 @@ impl Judge {
         tree.leaves.set(at.gpa, reached);
         tree.dirt.mapped(at.gpa);
         let target = Span::new(leaf.hpa.0, at.gpa.bytes());
-        self.leaves_by_hpa.insert(target, leaf_id(at.vm, at.gpa));
+        self.leaves_by_hpa.insert(target, (at.vm, at.gpa.start));
     }
 
     /// A reachable leaf is none any more.
@@ -315,7 +315,7 @@ impl Judge {
             tree.dirt.leaf_removed(at.gpa, leaf, did);
         }
         let target = Span::new(leaf.hpa.0, at.gpa.bytes());
-        self.leaves_by_hpa.remove(target, leaf_id(at.vm, at.gpa));
+        self.leaves_by_hpa.remove(target, (at.vm, at.gpa.start));
     }
 
     /// A reachable valid entry goes: what it said becomes residue, and what hung below it too.

@@ -25,19 +25,14 @@ struct Change<'a> {
 impl Judge {
     pub(super) fn table_allocated(&mut self, did: Did, table: Hpa, bytes: u64) -> Judged {
         let span = Span::new(table.0, bytes);
-        if let Some(other) = self.tables.overlapping(span) {
-            let story = vec![
-                other
-                    .allocated
-                    .line(format!("allocated the table {}", other.span)),
-            ];
+        let granted = || {
+            let (vm, answered) = self.host.granted(span)?;
+            Some(answered.line(format!("the host granted it to VM {vm}")))
+        };
+        if let Some(owner) = self.owner(span).or_else(granted) {
             let text = format!("allocated the table {span}");
-            return Err(did.breaks(
-                Rule::NoSuchTable,
-                story,
-                text,
-                "memory that is no table yet",
-            ));
+            let missing = "memory that nobody has";
+            return Err(did.breaks(Rule::NoSuchTable, vec![owner], text, missing));
         }
         self.tables.insert(span, did);
         Ok(())

@@ -165,17 +165,15 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Outcome, RigError> {
     }
     // Where tasks are left hanging, what they hold cannot be taken apart.
     let stuck = Arc::strong_count(&rig) > 1;
-    let report = if stuck {
-        summary::of_plan(plan, options.seed)
-    } else {
-        join(&rig);
-        summary::of_rig(&rig, options.seed)
-    };
-    let finding = if stuck {
-        rig.finding()
-    } else {
-        setup::take_apart(rig)
-    };
+    if stuck {
+        let report = summary::of_plan(plan, options.seed);
+        return Ok(outcome(report, rig.finding(), options.seed));
+    }
+    join(&rig);
+    let mut report = summary::of_rig(&rig, options.seed);
+    let (machine, before) = (Arc::clone(&rig.machine), rig.free_at_first);
+    let finding = setup::take_apart(rig);
+    summary::count_frames(&mut report, before, machine.free_bytes());
     Ok(outcome(report, finding, options.seed))
 }
 

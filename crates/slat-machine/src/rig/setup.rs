@@ -68,6 +68,8 @@ pub(crate) struct Rig {
     pub(crate) seeds: Seeds,
     pub(crate) machine: Arc<Machine>,
     pub(crate) supply: Arc<Supply>,
+    /// Bytes of the machine's RAM that were free before there was anything.
+    pub(crate) free_at_first: u64,
     pub(crate) space: Space,
     pub(crate) memory: Arc<Memory>,
     /// The drivers of revocable mappings, by the mapping's place in the plan.
@@ -138,6 +140,7 @@ pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling
         devices: layout::devices(plan),
     };
     let machine = Arc::new(Machine::new(&config, Box::new(watch)));
+    let free_at_first = machine.free_bytes();
     let telling = lock::tell(&machine);
     let supply = Arc::new(Supply::new(options.failing, seeds.supply));
     let space = Space::new(MachineFrames::new(
@@ -170,6 +173,7 @@ pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling
         seeds,
         machine,
         supply,
+        free_at_first,
         space,
         memory,
         drivers,

@@ -57,6 +57,14 @@ pub(crate) fn of_rig(rig: &Rig, seed: u64) -> Report {
     }
 }
 
+/// Fills in what was free before there was anything, and what is after everything was taken apart.
+pub(crate) fn count_frames(report: &mut Report, bytes_before: u64, bytes_after: u64) {
+    if let Some(churn) = &mut report.churn {
+        churn.frames_before = bytes_before / PAGE_SIZE;
+        churn.frames_after = bytes_after / PAGE_SIZE;
+    }
+}
+
 /// The report of a run that could not be looked at.
 pub(crate) fn of_plan(plan: &Plan, seed: u64) -> Report {
     let ram = plan

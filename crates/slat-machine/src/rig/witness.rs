@@ -16,6 +16,14 @@ pub(crate) struct Watch {
     trace: Option<Writer<File>>,
 }
 
+/// A CPU of the machine cached what the judge believes that every CPU has forgotten: one of the two
+/// is wrong about the hardware.
+#[derive(Debug, thiserror::Error)]
+#[error("{UNEXPECTED}: the judge believes that this was forgotten: {0:?}")]
+struct Unexpected(Record);
+
+const UNEXPECTED: &str = "unexpected-translation";
+
 impl Watch {
     pub(crate) fn new(trace: Option<&Path>) -> Result<Self, RigError> {
         let create = |path: &Path| {
@@ -34,11 +42,13 @@ impl Watch {
 
     /// What the witness objected to, as a finding.
     pub(crate) fn finding(error: &(dyn Error + Send + Sync + 'static)) -> Finding {
-        let violation = error.downcast_ref::<Violation>();
-        let rule = violation.map_or_else(
-            || "trace".to_owned(),
-            |violation| violation.rule.to_string(),
-        );
+        let rule = if let Some(violation) = error.downcast_ref::<Violation>() {
+            violation.rule.to_string()
+        } else if error.is::<Unexpected>() {
+            UNEXPECTED.to_owned()
+        } else {
+            "trace".to_owned()
+        };
         Finding {
             rule,
             story: error.to_string(),
@@ -58,6 +68,11 @@ impl Witness for Watch {
         {
             trace.flush()?;
         }
-        judged.map_err(Into::into)
+        judged?;
+        if self.judge.expects(&record.event) {
+            Ok(())
+        } else {
+            Err(Unexpected(record.clone()).into())
+        }
     }
 }

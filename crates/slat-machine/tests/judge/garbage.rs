@@ -69,8 +69,10 @@ fn instruction() -> impl Strategy<Value = Instruction> {
         I::Vmalls12e1is,
         I::Vmalls12e1,
     ];
-    let by_address = address().prop_flat_map(|gpa| {
-        let operand = gpa >> 12;
+    // Often without a hint of a level.
+    let hint = prop_oneof![Just(0), 0..16u64];
+    let by_address = (address(), hint).prop_flat_map(|(gpa, hint)| {
+        let operand = hint << 44 | gpa >> 12;
         let all = [
             I::Ipas2e1is { operand },
             I::Ipas2le1is { operand },

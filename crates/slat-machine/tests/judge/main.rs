@@ -2,8 +2,11 @@
 
 mod casemate;
 mod corpus;
+mod documentation;
+mod forgetting;
 mod garbage;
 mod on_the_machine;
+mod ownership;
 mod rules;
 mod scenario;
 mod shapes;

@@ -46,3 +46,13 @@ fn a_seed_always_draws_the_same_plan_and_another_draws_another() {
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
 }
+
+#[test]
+fn a_report_counts_the_frames_that_were_free_before_and_are_after() {
+    let mut drawn = draw(1);
+    drawn.plan.steps = 20_000;
+    let report = clean(&drawn.plan, &drawn.options).report;
+    let churn = report.churn.expect("drawn plans have churn");
+    assert_eq!(churn.frames_before, drawn.plan.ram / 4096);
+    assert_eq!(churn.frames_after, churn.frames_before);
+}
