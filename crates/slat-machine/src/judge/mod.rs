@@ -136,7 +136,7 @@ impl Judge {
 
     /// Whether a CPU may have cached what it is said to have cached in `event`: what its entry says,
     /// or what it said before, as long as that is not forgotten. If not, hardware does more than
-    /// the judge takes it to do, and a verdict of its is worth nothing.
+    /// the judge takes it to do, and its verdict is worth nothing.
     pub fn expects(&self, event: &Event) -> bool {
         let Event::Cached { entry, value, .. } = event else {
             return true;

@@ -133,6 +133,20 @@ fn table_event() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn answer() -> impl Strategy<Value = Event> {
+    let allowed = (any::<bool>(), any::<bool>());
+    (0..3u16, address(), size(), address(), allowed).prop_map(
+        |(vm, hva, bytes, hpa, (writable, device))| Event::Answered {
+            vm,
+            hva: Hva(hva),
+            bytes,
+            hpa: Hpa(hpa),
+            writable,
+            device,
+        },
+    )
+}
+
 fn host_event() -> impl Strategy<Value = Event> {
     let vm = 0..3u16;
     let number = 0..3u64;
@@ -151,25 +165,7 @@ fn host_event() -> impl Strategy<Value = Event> {
             frame: Hpa(at),
             bytes
         }),
-        (
-            vm.clone(),
-            address(),
-            size(),
-            address(),
-            any::<bool>(),
-            any::<bool>()
-        )
-            .prop_map(|(vm, hva, bytes, hpa, writable, device)| {
-                let (hva, hpa) = (Hva(hva), Hpa(hpa));
-                Event::Answered {
-                    vm,
-                    hva,
-                    bytes,
-                    hpa,
-                    writable,
-                    device,
-                }
-            }),
+        answer(),
         (number.clone(), vm.clone(), address(), size()).prop_map(|(notice, vm, hva, bytes)| {
             Event::NoticeBeginning {
                 notice,

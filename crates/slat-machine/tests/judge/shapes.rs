@@ -150,6 +150,13 @@ fn valid_changes() -> Shapes {
 }
 
 fn tables() -> Shapes {
+    let mut tables = collapses();
+    tables.extend(links());
+    tables
+}
+
+/// A table gives way to a block.
+fn collapses() -> Shapes {
     let cut = |flush: fn(&mut Scenario) -> &mut Scenario| {
         shape(Scenario::mapped(), |s| {
             s.locked().write(MIDDLE, 0);
@@ -182,6 +189,12 @@ fn tables() -> Shapes {
                     .unlocked();
             })
         }),
+    ]
+}
+
+/// What hangs where, and what is a table.
+fn links() -> Shapes {
+    vec![
         ("table-freed-while-linked", {
             shape(Scenario::mapped(), |s| {
                 s.free(LAST);
