@@ -44,6 +44,10 @@ pub(crate) struct Test {
     loom: bool,
     /// The profile to build with, if not cargo's own choice.
     profile: Option<String>,
+    /// What else the test program is told. With `--nocapture` a finding is there to be read as
+    /// soon as its test has failed.
+    #[serde(default)]
+    arguments: Vec<String>,
 }
 
 /// How a test ended.
@@ -117,7 +121,7 @@ impl Copy {
     /// Checks that `test` passes on the sources as they are.
     pub(crate) fn check_sound(&self, test: &Test, journal: &Journal) -> Result<Trial> {
         let what = format!("the tests {} of {}", test.target, test.package);
-        let trial = self.run_test(test, journal).context(what.clone())?;
+        let trial = self.run_test(test, None, journal).context(what.clone())?;
         match &trial.ending {
             Ending::Passed(0) => bail!("{what}: none was run"),
             Ending::Passed(_) => Ok(trial),
@@ -135,13 +139,14 @@ impl Copy {
         let changed = edit.apply(&self.source)?;
         let sound = fs::read(&path)?;
         fs::write(&path, changed)?;
-        let trial = self.run_test(test, journal);
+        let trial = self.run_test(test, Some(self.limit), journal);
         fs::write(&path, sound)?;
         trial
     }
 
-    /// Builds and runs `test`; only the running may fail.
-    fn run_test(&self, test: &Test, journal: &Journal) -> Result<Trial> {
+    /// Builds and runs `test`; only the running may fail. A test that can go on searching for as
+    /// long as it likes is told to, up to `search`.
+    fn run_test(&self, test: &Test, search: Option<Duration>, journal: &Journal) -> Result<Trial> {
         let start = Instant::now();
         let programs = self.build(test, journal)?;
         let mut trial = Trial {
@@ -153,10 +158,16 @@ impl Copy {
         let start = Instant::now();
         for program in programs {
             let mut command = Command::new(&program);
-            command.args(&test.filter).current_dir(&self.source);
+            command
+                .args(&test.filter)
+                .args(&test.arguments)
+                .envs(search.map(|time| ("SLAT_RIG_SECONDS", search_seconds(time))))
+                .current_dir(&self.source);
             let limit = self.limit.saturating_sub(start.elapsed());
             let log = self.output.join("test.log");
-            let (ending, output) = run_program(&mut command, &log, limit, journal)?;
+            // Where nothing is captured, all is said once a test has failed.
+            let stops = test.arguments.iter().any(|it| it == "--nocapture");
+            let (ending, output) = run_program(&mut command, &log, limit, stops, journal)?;
             trial.output += &output;
             trial.ending = match (trial.ending, ending) {
                 (Ending::Passed(before), Ending::Passed(now)) => Ending::Passed(before + now),
@@ -233,11 +244,13 @@ fn errors(messages: &str) -> String {
         .collect()
 }
 
-/// Runs a test program with its output going into `log`, and returns what it printed.
+/// Runs a test program with its output going into `log`, until it ends, the time is over
+/// or, if `stops_at_failure`, a test has failed. Returns what it printed.
 fn run_program(
     command: &mut Command,
     log: &Path,
     limit: Duration,
+    stops_at_failure: bool,
     journal: &Journal,
 ) -> Result<(Ending, String)> {
     let file = File::create(log)?;
@@ -252,23 +265,36 @@ fn run_program(
         if let Some(status) = child.try_wait()? {
             break Some(status);
         }
-        if start.elapsed() > limit {
+        let failed = stops_at_failure && !failed_tests(&text_of(log)?).is_empty();
+        if failed || start.elapsed() > limit {
             child.kill()?;
             child.wait()?;
             break None;
         }
         thread::sleep(Duration::from_millis(20));
     };
-    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    let text = text_of(log)?;
     if let Journal::File(_) = journal {
         journal.pass_on(text.as_bytes());
     }
     let ending = match status {
+        None if stops_at_failure && !failed_tests(&text).is_empty() => {
+            Ending::Failed(failed_tests(&text))
+        }
         None => Ending::Hung,
         Some(status) if status.success() => Ending::Passed(count_passed(&text)),
         Some(_) => Ending::Failed(failed_tests(&text)),
     };
     Ok((ending, text))
+}
+
+/// What is left of a test's time for searching, the rest being for what it does anyway.
+fn search_seconds(limit: Duration) -> String {
+    (limit.as_secs() * 2 / 3).to_string()
+}
+
+fn text_of(file: &Path) -> Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(file)?).into_owned())
 }
 
 /// The names of the tests that failed, from the test program's output.
@@ -387,6 +413,7 @@ mod tests {
             filter: None,
             loom: false,
             profile: None,
+            arguments: Vec::new(),
         }
     }
 

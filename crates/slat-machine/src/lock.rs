@@ -150,7 +150,8 @@ impl<T: Send> lock::Mutex<T> for ModelMutex<T> {
     fn lock(&self) -> Self::Guard<'_> {
         Guard {
             id: self.id,
-            guard: self.id.take(|| self.value.try_lock()),
+            held: self.id.take(|| self.value.try_lock()),
+            _after: LetOthersRun,
         }
     }
 }
@@ -181,14 +182,16 @@ impl<T: Send + Sync> lock::RwLock<T> for ModelRwLock<T> {
     fn read(&self) -> Self::Read<'_> {
         Guard {
             id: self.id,
-            guard: self.id.take(|| self.value.try_read()),
+            held: self.id.take(|| self.value.try_read()),
+            _after: LetOthersRun,
         }
     }
 
     fn write(&self) -> Self::Write<'_> {
         Guard {
             id: self.id,
-            guard: self.id.take(|| self.value.try_write()),
+            held: self.id.take(|| self.value.try_write()),
+            _after: LetOthersRun,
         }
     }
 }
@@ -209,20 +212,32 @@ impl<T> fmt::Debug for ModelRwLock<T> {
 pub struct Guard<G> {
     id: Id,
     // Let go after `drop`, with no point in between.
-    guard: G,
+    held: G,
+    // Dropped last.
+    _after: LetOthersRun,
+}
+
+/// Others may run right after a lock was let go, before its holder does anything else: what it
+/// found under the lock may be outdated by then.
+struct LetOthersRun;
+
+impl Drop for LetOthersRun {
+    fn drop(&mut self) {
+        schedule::point();
+    }
 }
 
 impl<G: Deref> Deref for Guard<G> {
     type Target = G::Target;
 
     fn deref(&self) -> &G::Target {
-        &self.guard
+        &self.held
     }
 }
 
 impl<G: DerefMut> DerefMut for Guard<G> {
     fn deref_mut(&mut self) -> &mut G::Target {
-        &mut self.guard
+        &mut self.held
     }
 }
 

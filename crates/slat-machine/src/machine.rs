@@ -57,6 +57,8 @@ pub enum Ending {
         hpa: Hpa,
         /// The 8 bytes there (before a write).
         value: u64,
+        /// Whether the translation gave it a device's memory type.
+        device: bool,
     },
     /// It was not translated: the hypervisor's turn.
     Fault,

@@ -82,7 +82,11 @@ impl Hardware {
             cached,
         };
         self.tell(cpu, accessed);
-        Ending::Reached { hpa, value: found }
+        Ending::Reached {
+            hpa,
+            value: found,
+            device: translation.leaf.device,
+        }
     }
 
     /// A translation that allows the access, dirty if it is a store; `None` is a fault.
@@ -94,8 +98,10 @@ impl Hardware {
         for attempt in 0..ATTEMPTS {
             let mut found = self.translate(request, attempt == 0)?;
             if !found.translation.leaf.allows(kind) {
-                // What is cached may be older than what is in memory: the CPU may look, or not.
-                if found.cached && self.random.half() {
+                // What is cached may be older than what is in memory: the CPU may look, or not. One
+                // that never does faults again and again until it is told to forget.
+                let looks = self.cpu(request.cpu).temperament != Temperament::Sticky;
+                if found.cached && looks && self.random.half() {
                     continue;
                 }
                 return None;

@@ -1,18 +1,22 @@
 //! Runs slat on the machine model for as long as one likes, each run drawn from another seed.
 
+use core::error::Error;
 use core::num::NonZero;
 use core::time::Duration;
-use std::io::{IsTerminal as _, Write as _, stderr};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, IsTerminal as _, Write as _, stderr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
 use clap::Parser;
+use slat_machine::event::{Event, Record};
+use slat_machine::rig;
 use slat_machine::rig::draw::{self, Drawn};
 use slat_machine::rig::soak::{Limits, Totals, soak};
-use slat_machine::rig::{self, RigError};
+use slat_machine::{casemate, trace};
 
 /// Runs slat's whole stack on a modelled machine with hostile TLBs, a guest that accesses memory
 /// and a host that takes it away, and has a judge watch. Each seed is another run.
@@ -50,6 +54,11 @@ struct Arguments {
     #[arg(long, value_name = "FILE", requires = "seed")]
     trace: Option<PathBuf>,
 
+    /// With --trace: write the trace here too, as the external checker casemate reads it. Goes with
+    /// --for-export: of other plans there is more than it can be told.
+    #[arg(long, value_name = "FILE", requires = "trace", requires = "for_export")]
+    casemate: Option<PathBuf>,
+
     /// Runs at once; as many as there are cores if not given.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -76,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs one seed. Returns whether something was found.
-fn one(seed: u64, arguments: &Arguments) -> Result<bool, RigError> {
+fn one(seed: u64, arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let Drawn { plan, mut options } = if arguments.for_export {
         draw::draw_for_export(seed)
     } else {
@@ -86,6 +95,9 @@ fn one(seed: u64, arguments: &Arguments) -> Result<bool, RigError> {
     let began = Instant::now();
     let outcome = rig::run(&plan, &options)?;
     let seconds = began.elapsed().as_secs_f64();
+    if let (Some(trace), Some(to)) = (&arguments.trace, &arguments.casemate) {
+        export(trace, to)?;
+    }
     if let Some(story) = &outcome.finding {
         println!("{story}");
     }
@@ -98,8 +110,20 @@ fn one(seed: u64, arguments: &Arguments) -> Result<bool, RigError> {
     Ok(outcome.finding.is_some())
 }
 
+/// Writes the trace in `from` to `to`, as casemate reads it. Locks are left out: it knows neither
+/// readers that share one nor a table's stripes all held at once, and its lock discipline is off
+/// for such traces anyway.
+fn export(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+    let records = trace::read(BufReader::new(File::open(from)?));
+    let records: Vec<Record> = records.collect::<Result<_, _>>()?;
+    let is_lock = |event: &Event| matches!(event, Event::Locked { .. } | Event::Unlocked { .. });
+    let told = records.iter().filter(|record| !is_lock(&record.event));
+    casemate::export(told, BufWriter::new(File::create(to)?))?;
+    Ok(())
+}
+
 /// Runs many seeds. Returns whether something was found.
-fn many(arguments: &Arguments) -> Result<bool, RigError> {
+fn many(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let limits = Limits {
         first_seed: arguments.first_seed,

@@ -214,8 +214,12 @@ fn revoke(rig: &Rig, mapping: usize, turns: usize) -> bool {
     let Some(Some(driver)) = rig.drivers.get(mapping) else {
         return false;
     };
+    let revoking = rig.devices.revoking(mapping);
     driver.revoke();
+    rig.devices.revoked(mapping, revoking);
     pause(rig, turns);
+    rig.devices.restoring(mapping);
     driver.restore();
+    rig.devices.restored(mapping);
     true
 }

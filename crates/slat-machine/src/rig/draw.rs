@@ -23,6 +23,9 @@ const HOST_CPUS: u8 = 2;
 /// Steps of drawn plans.
 const STEPS: u64 = 200_000;
 
+/// Steps of plans for external checkers, which take their time.
+const STEPS_FOR_EXPORT: u64 = 50_000;
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -59,12 +62,17 @@ pub fn draw(seed: u64) -> Drawn {
     }
 }
 
-/// The plan of `seed` with few CPUs and a root of one table, which is what the external checker
-/// of exported traces can follow.
+/// The plan of `seed` with few CPUs, a root of one table and small slots, which is what the external
+/// checker of exported traces can follow: it takes the pages of a table that was cut off whole for
+/// tables themselves, and a slot smaller than a table loses none of its tables before it is empty.
 pub fn draw_for_export(seed: u64) -> Drawn {
     let mut drawn = draw(seed);
     drawn.plan.guest_cpus = 2;
     drawn.plan.address_bits = 39;
+    drawn.plan.steps = STEPS_FOR_EXPORT;
+    for slot in &mut drawn.plan.slots {
+        slot.bytes = slot.bytes.min(MIB);
+    }
     drawn.plan.boot.retain(|touch| touch.cpu < 2);
     drawn
 }

@@ -24,6 +24,10 @@ use crate::schedule::{point, progress, spin};
 /// One access is let fault so many times in a row.
 const MOST_FAULTS: u32 = 20_000;
 
+/// After so many faults in a row after each of which the page was there, the CPU holds on to what
+/// it should have forgotten.
+const MOST_SETTLED: u32 = 32;
+
 /// One in so many random accesses goes anywhere at all.
 const ASTRAY: usize = 64;
 
@@ -31,6 +35,16 @@ const ASTRAY: usize = 64;
 const HOT_PAGES: u64 = 16;
 
 pub(crate) type GuestVcpu<'m> = Vcpu<'m, Arm64, Interposed<Space, Disturber>, MachinePlatform>;
+
+/// What a guest CPU does after a fault.
+enum Next {
+    /// Its page was there all along, or allows more now: it must get on.
+    Settled,
+    /// It tries again.
+    Again,
+    /// The access cannot be made.
+    Elsewhere,
+}
 
 /// A CPU that runs the guest.
 pub(crate) struct GuestCpu<'r> {
@@ -115,28 +129,45 @@ impl<'r> GuestCpu<'r> {
         self.written += 1;
         let value = u64::from(self.cpu) << 56 | self.written;
         self.rig.counted();
-        for _ in 0..MOST_FAULTS {
+        let mut settled = 0;
+        for faults in 1..=MOST_FAULTS {
             point();
             let at = address::Gpa(gpa);
             match self.rig.machine.access(self.cpu, VM, at, kind, value) {
-                Ending::Reached { value: found, .. } => {
+                Ending::Reached {
+                    hpa,
+                    value: found,
+                    device,
+                } => {
+                    if let Err(finding) = self.rig.devices.reached(self.cpu, hpa, device) {
+                        self.rig.find(finding);
+                    }
                     self.reached(gpa, kind, value, found);
                     progress();
                     return;
                 }
-                Ending::Fault => {
-                    if !self.fault(gpa, kind) {
+                Ending::Fault => match self.fault(gpa, kind) {
+                    Next::Settled => settled += 1,
+                    Next::Again => settled = 0,
+                    Next::Elsewhere => {
                         progress();
                         return;
                     }
-                }
+                },
+            }
+            if settled == MOST_SETTLED || faults == MOST_FAULTS {
+                self.stuck(gpa, kind, faults);
             }
             if self.rig.is_over() {
                 return;
             }
         }
+    }
+
+    fn stuck(&self, gpa: u64, kind: AccessKind, faults: u32) {
         let cpu = self.cpu;
-        let story = format!("guest CPU {cpu} faulted {MOST_FAULTS} times in a row at {gpa:#x}");
+        let story =
+            format!("guest CPU {cpu} faulted {faults} times in a row at {gpa:#x}: {kind:?}");
         self.rig.find(Finding::new("livelock", story));
     }
 
@@ -158,8 +189,8 @@ impl<'r> GuestCpu<'r> {
         }
     }
 
-    /// Has a fault handled. Returns whether the access is to be tried again.
-    fn fault(&mut self, gpa: u64, kind: AccessKind) -> bool {
+    /// Has a fault handled.
+    fn fault(&mut self, gpa: u64, kind: AccessKind) -> Next {
         let access = match kind {
             AccessKind::Read => Access::Read,
             AccessKind::Write => Access::Write,
@@ -167,24 +198,24 @@ impl<'r> GuestCpu<'r> {
         };
         let gpa = Gpa::new(gpa);
         match self.vcpu.fault(Fault { gpa, access }) {
-            Ok(
-                Outcome::Mapped { slot, .. }
-                | Outcome::Extended { slot }
-                | Outcome::Spurious { slot },
-            ) => {
+            Ok(Outcome::Mapped { slot, .. }) => {
                 self.count(slot);
-                true
+                Next::Again
+            }
+            Ok(Outcome::Extended { slot } | Outcome::Spurious { slot }) => {
+                self.count(slot);
+                Next::Settled
             }
             Ok(Outcome::Retry) => {
                 spin();
-                true
+                Next::Again
             }
             // The guest gets an abort, or the VMM emulates; it goes on elsewhere.
-            Ok(_) => false,
+            Ok(_) => Next::Elsewhere,
             Err(_) => {
                 // For lack of memory: others may give some back.
                 spin();
-                false
+                Next::Elsewhere
             }
         }
     }

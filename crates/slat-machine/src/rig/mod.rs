@@ -12,6 +12,7 @@
 pub mod action;
 mod churn;
 mod contents;
+mod devices;
 pub mod draw;
 mod guest;
 mod layout;

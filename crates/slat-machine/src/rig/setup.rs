@@ -14,6 +14,7 @@ use slat_table::format::arm64::{Arm64, Arm64Features};
 
 use super::action::Claims;
 use super::contents::Contents;
+use super::devices::Devices;
 use super::layout;
 use super::plan::{self, Plan};
 use super::script::Step;
@@ -77,6 +78,7 @@ pub(crate) struct Rig {
     pub(crate) slots: Slots,
     pub(crate) claims: Claims,
     pub(crate) contents: Contents,
+    pub(crate) devices: Devices,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) accesses: AtomicU64,
     finding: Mutex<Option<Finding>>,
@@ -168,6 +170,7 @@ pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling
         slots: Slots::new(),
         claims: Claims::default(),
         contents: Contents::new(plan),
+        devices: Devices::new(plan),
         plan: plan.clone(),
         script: options.script.clone(),
         seeds,

@@ -19,6 +19,15 @@ fn reached(rig: &Rig, kind: AccessKind) -> Hpa {
     hpa.expect("the access works in the end")
 }
 
+/// Normal memory was reached, and this was there.
+fn in_memory(hpa: Hpa, value: u64) -> Ending {
+    Ending::Reached {
+        hpa,
+        value,
+        device: false,
+    }
+}
+
 #[test]
 fn a_guest_reads_what_it_wrote_and_the_host_sees_it() {
     for seed in 0..50 {
@@ -31,7 +40,7 @@ fn a_guest_reads_what_it_wrote_and_the_host_sees_it() {
             panic!("seed {seed}: a visible translation faulted");
         };
         assert_eq!(got, hpa);
-        assert_eq!(rig.read(3, gpa), Ending::Reached { hpa, value: 77 });
+        assert_eq!(rig.read(3, gpa), in_memory(hpa, 77));
         let mut bytes = [0; 8];
         rig.machine.read(Hpa(frame.0 + 0x120), &mut bytes);
         assert_eq!(u64::from_le_bytes(bytes), 77);
@@ -68,9 +77,13 @@ fn a_device_is_reached_like_memory() {
     for instruction in [DsbIsh, Vmalls12e1is, DsbIsh] {
         rig.execute(0, instruction);
     }
-    let hpa = Hpa(0x1000_3000);
-    assert_eq!(rig.write(0, GPA, 5), Ending::Reached { hpa, value: 0 });
-    assert_eq!(rig.read(1, GPA), Ending::Reached { hpa, value: 5 });
+    let on_device = |value| Ending::Reached {
+        hpa: Hpa(0x1000_3000),
+        value,
+        device: true,
+    };
+    assert_eq!(rig.write(0, GPA, 5), on_device(0));
+    assert_eq!(rig.read(1, GPA), on_device(5));
 }
 
 #[test]

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use slat_machine::event::AccessKind;
-use slat_machine::rig::plan::{Backing, Churn, Features, Plan};
+use slat_machine::rig::action::Action;
+use slat_machine::rig::plan::{Backing, Churn, Features, Plan, Slot};
+use slat_machine::rig::script::{Deed, Step};
 
 use crate::scenario::{
-    GIB, GPA, HVA, KIB, MIB, device, explore, mapping, nothing, ram, slot, times, touch,
+    GIB, GPA, HVA, KIB, MIB, device, explore, explore_script, mapping, nothing, ram, slot, times,
+    touch,
 };
 
 #[test]
@@ -116,6 +119,82 @@ fn a_slot_replaced_by_one_over_other_memory_shows_that() {
         ..Churn::default()
     };
     assert!(times(&explore(&plan), "slots") > 0);
+}
+
+#[test]
+fn a_slot_is_deleted_while_a_fault_makes_its_tables_ready() {
+    // Between looking at the slots and asking the host, a fault does nothing but replace a table
+    // that the fault before it has used. A slot of just one table, mapped in pages, has that table
+    // made anew after each deletion; a device beside it keeps the table above, so that a deletion is
+    // short enough to happen meanwhile.
+    let mut plan = nothing();
+    (plan.guest_cpus, plan.host_cpus) = (2, 1);
+    let (gpa, hva) = (GPA + 2 * MIB, HVA + 2 * MIB + 4 * KIB);
+    let whole = Slot {
+        on_fault: true,
+        ..slot(2, gpa, 2 * MIB, hva)
+    };
+    plan.mappings = vec![
+        mapping(HVA, 4 * KIB, Backing::Device { hpa: 4 * GIB }),
+        mapping(hva, 2 * MIB, Backing::Anonymous),
+    ];
+    plan.slots = vec![slot(1, GPA, 4 * KIB, HVA), whole.clone()];
+    let read = |turn: u64| Deed::Access(gpa + turn % 7 * 4 * KIB, AccessKind::Read);
+    let lives = (0..400).flat_map(|_| {
+        let slot = whole.clone();
+        let create = [Deed::Act(Action::Create { slot })];
+        let delete = [Deed::Act(Action::Delete { slot: 2 })];
+        // For a while the slot stays, and the guest uses it.
+        let rest = (0..20).map(|_| Deed::Access(GPA, AccessKind::Read));
+        create.into_iter().chain(rest).chain(delete)
+    });
+    let host = lives.map(|deed| Step { cpu: 2, deed });
+    let guest = (0..12_000).map(|turn| Step {
+        cpu: u8::from(turn % 2 == 0),
+        deed: read(turn),
+    });
+    let script: Vec<Step> = host.chain(guest).collect();
+    let outcomes = explore_script(&plan, &script, 100);
+    let mut exits = outcomes.iter().flat_map(|outcome| &outcome.report.exits);
+    assert!(exits.any(|(name, count)| name == "no slot" && *count > 0));
+}
+
+/// One CPU replaces a slot by one over other memory, read-only and writable in turn; the others
+/// read and write its first pages all the time.
+fn replacing(pages: u64) -> Vec<Step> {
+    let shown = |turn: u64| Slot {
+        hva: HVA + turn % 2 * 64 * KIB,
+        read_only: turn.is_multiple_of(2),
+        on_fault: true,
+        ..slot(1, GPA, 64 * KIB, HVA)
+    };
+    let replace = |turn| Step {
+        cpu: 4,
+        deed: Deed::Act(Action::Create { slot: shown(turn) }),
+    };
+    let access = |turn: u64, cpu: u8| Step {
+        cpu,
+        deed: Deed::Access(
+            GPA + turn % pages * 4 * KIB,
+            if (turn / pages).is_multiple_of(2) {
+                AccessKind::Read
+            } else {
+                AccessKind::Write
+            },
+        ),
+    };
+    let accesses = (0..400).flat_map(|turn| (0..4).map(move |cpu| access(turn, cpu)));
+    (0..40).map(replace).chain(accesses).collect()
+}
+
+#[test]
+fn a_fault_in_a_new_slot_meets_what_the_old_one_had_mapped() {
+    let plan = ram(128 * KIB);
+    for pages in [1, 4] {
+        let outcomes = explore_script(&plan, &replacing(pages), 20);
+        let mut faults = outcomes.iter().map(|outcome| outcome.report.faults);
+        assert!(faults.any(|faults| faults.retried > 0));
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use slat_machine::event::AccessKind;
 use slat_machine::host::Disturbance;
 use slat_machine::rig::plan::{Backing, Churn, Features, Mapping, Plan, Slot, Touch};
+use slat_machine::rig::script::Step;
 use slat_machine::rig::{Options, Outcome};
 
 use crate::caught::{clean, scaled};
@@ -114,6 +115,23 @@ pub(crate) fn explore(plan: &Plan) -> Vec<Outcome> {
         )
     };
     (0..seeds).map(run).collect()
+}
+
+/// Runs a script on a plan with so many seeds; nothing may be found.
+pub(crate) fn explore_script(plan: &Plan, script: &[Step], seeds: u64) -> Vec<Outcome> {
+    let plan = Plan {
+        steps: u64::MAX,
+        ..plan.clone()
+    };
+    let run = |seed| {
+        let options = Options {
+            seed,
+            script: script.to_vec(),
+            ..Options::default()
+        };
+        clean(&plan, &options)
+    };
+    (0..scaled(seeds)).map(run).collect()
 }
 
 /// How often the host did `what`, over all runs.
