@@ -74,7 +74,7 @@ impl Format for Tiny {
             leaf: true,
         };
         let levels = [shape(12), shape(13), shape(14)];
-        let most = usize::from(root_level(bits).index()) + 1;
+        let most = root_level(bits).index() + 1;
         let levels = levels.get(..most);
         let geometry = levels.and_then(|levels| Geometry::new(levels, bits));
         geometry.ok_or(GeometryError {
