@@ -30,6 +30,7 @@ mod nightly;
 mod omissions;
 mod report;
 mod sanitize;
+mod second_opinion;
 mod soak;
 mod test;
 mod toolchain;

@@ -6,8 +6,11 @@
 //! barrier left out. Each is planted in a copy of the sources; the rig, which passes without it,
 //! has to fail within a minute of running.
 //!
+//! Where the environment variable `CASEMATE_CHECK` names the checker of that name, recorded runs
+//! with each Arm bug are shown to it too, see [`second_opinion`](crate::second_opinion).
+//!
 //! The file begins with a table `[test]`, the test that has to catch each bug: `package`,
-//! `target` and (optional) `filter` and `profile`. Each bug is a table `[[mutant]]`:
+//! `target` and (optional) `filter`, `profile` and `arguments` for the test program. Each bug is a table `[[mutant]]`:
 //!
 //! * `name`: a short name for `--only`;
 //! * `what`: what is wrong, in a few words;
@@ -31,6 +34,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::journal::Journal;
+use crate::second_opinion::{Checker, Opinions};
 use crate::trial::{Copy, Edit, Ending, Test, Trial, finding};
 use crate::workspace::Workspace;
 
@@ -73,6 +77,16 @@ struct Mutant {
     test: Option<Test>,
 }
 
+impl Verdict {
+    /// Whether the bug was caught, by both judges if two were asked.
+    fn is_caught(&self) -> bool {
+        match self {
+            Self::Caught { opinions, .. } => opinions.is_none_or(|opinions| opinions.agree()),
+            Self::Escaped { .. } | Self::Unusable(_) => false,
+        }
+    }
+}
+
 impl List {
     /// The test that has to catch this bug.
     fn test_of<'l>(&'l self, mutant: &'l Mutant) -> &'l Test {
@@ -88,6 +102,8 @@ enum Verdict {
         trial: Trial,
         by: String,
         said: String,
+        /// What the judges said of a recorded run, if there is a second one and the bug is Arm's.
+        opinions: Option<Opinions>,
     },
     /// The tests passed, or had to be stopped.
     Escaped { trial: Trial },
@@ -123,6 +139,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -
     })
 }
 
+/// Plants every bug in the list, for `cargo xtask test`. It is an error if one escapes.
+pub(crate) fn check(workspace: &Workspace, journal: &Journal) -> Result<String> {
+    let list = read_list(&workspace.root, &[])?;
+    let mut escaped = Vec::new();
+    let show = |mutant: &Mutant, verdict: &Verdict| {
+        journal.say(row(mutant, verdict, 0));
+        if !verdict.is_caught() {
+            escaped.push(mutant.name.clone());
+        }
+    };
+    let (caught, all) = run_all(workspace, &list, journal, show)?;
+    ensure!(caught == all, "not caught: {}", escaped.join(", "));
+    Ok(format!("{caught} of {all} caught"))
+}
+
 /// Plants every bug in the list and returns how many were caught, and how many there are. It is an
 /// error if a test fails without any bug.
 fn run_all(
@@ -142,16 +173,47 @@ fn run_all(
         let trial = copy.check_sound(test, journal)?;
         journal.say(format_args!("it passes in {}", Seconds(trial.ran)));
     }
+    let arm = list.mutant.iter().any(|mutant| mutant.arm);
+    let checker = if arm {
+        Checker::find(&copy, journal)?
+    } else {
+        None
+    };
     let mut caught = 0;
     for mutant in &list.mutant {
         let verdict = match copy.run_edited(&mutant.edit, list.test_of(mutant), journal) {
             Ok(trial) => judge(trial, mutant.hangs),
             Err(error) => Verdict::Unusable(format!("{error:#}")),
         };
-        caught += usize::from(matches!(verdict, Verdict::Caught { .. }));
+        let verdict = match &checker {
+            Some(checker) if mutant.arm => asked(verdict, checker, mutant, &copy, journal)?,
+            _ => verdict,
+        };
+        caught += usize::from(verdict.is_caught());
         show(mutant, &verdict);
     }
     Ok((caught, list.mutant.len()))
+}
+
+/// Adds to the verdict what two judges say of recorded runs with the bug.
+fn asked(
+    verdict: Verdict,
+    checker: &Checker,
+    mutant: &Mutant,
+    copy: &Copy,
+    journal: &Journal,
+) -> Result<Verdict> {
+    Ok(match verdict {
+        Verdict::Caught {
+            trial, by, said, ..
+        } => Verdict::Caught {
+            trial,
+            by,
+            said,
+            opinions: Some(copy.edited(&mutant.edit, || checker.ask(copy, journal))?),
+        },
+        other => other,
+    })
 }
 
 /// Reads the list, with only the bugs that `only` names if that is not empty.
@@ -173,12 +235,18 @@ fn read_list(root: &Path, only: &[String]) -> Result<List> {
 fn judge(trial: Trial, hangs: bool) -> Verdict {
     let by = match &trial.ending {
         Ending::Failed(tests) if tests.is_empty() => "the program died".to_owned(),
-        Ending::Failed(tests) => tests.join(", "),
+        Ending::Failed(tests) if tests.len() == 1 => tests[0].clone(),
+        Ending::Failed(tests) => format!("{} and {} more", tests[0], tests.len() - 1),
         Ending::Hung if hangs => "a hang".to_owned(),
         Ending::Hung | Ending::Passed(_) => return Verdict::Escaped { trial },
     };
     let said = finding(&trial.output).to_owned();
-    Verdict::Caught { trial, by, said }
+    Verdict::Caught {
+        trial,
+        by,
+        said,
+        opinions: None,
+    }
 }
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -190,11 +258,19 @@ const DIM: Style = Style::new().dimmed();
 fn row(mutant: &Mutant, verdict: &Verdict, width: usize) -> String {
     let name = &mutant.name;
     match verdict {
-        Verdict::Caught { trial, by, said } => format!(
-            "{GOOD}caught{GOOD:#}   {name:<width$}  {}  {DIM}build {}{DIM:#}  {by}: {said}",
-            Seconds(trial.ran),
-            Seconds(trial.built),
-        ),
+        Verdict::Caught {
+            trial,
+            by,
+            said,
+            opinions,
+        } => {
+            let second = opinions.map_or_else(String::new, |it| format!("\n         {it}"));
+            format!(
+                "{GOOD}caught{GOOD:#}   {name:<width$}  {}  {DIM}build {}{DIM:#}  {by}: {said}{second}",
+                Seconds(trial.ran),
+                Seconds(trial.built),
+            )
+        }
         Verdict::Escaped { trial } => {
             let how = match &trial.ending {
                 Ending::Hung => "did not end".to_owned(),

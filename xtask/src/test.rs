@@ -16,6 +16,7 @@ use clap::Args;
 
 use crate::boots;
 use crate::journal::Journal;
+use crate::mutants;
 use crate::omissions;
 use crate::soak;
 use crate::toolchain::BareMetal;
@@ -235,6 +236,9 @@ fn code_checks(workspace: &Workspace) -> Vec<Check<'_>> {
             Ok(format!("{caught} rules left out, each noticed"))
         }),
         Check::new("soak", |log| soak(workspace, log)),
+        Check::new("planted bugs", |log| {
+            mutants::check(workspace, &log.journal)
+        }),
         Check::new("fuzz targets", |log| fuzz_targets(workspace, log)),
         Check::new("documentation", run(documentation)),
     ]

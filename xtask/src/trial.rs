@@ -135,13 +135,61 @@ impl Copy {
 
     /// Runs `test` on sources changed by `edit`, and puts the sources right again.
     pub(crate) fn run_edited(&self, edit: &Edit, test: &Test, journal: &Journal) -> Result<Trial> {
+        self.edited(edit, || self.run_test(test, Some(self.limit), journal))
+    }
+
+    /// Does something while `edit` is made.
+    pub(crate) fn edited<T>(&self, edit: &Edit, what: impl FnOnce() -> Result<T>) -> Result<T> {
         let path = self.source.join(&edit.file);
         let changed = edit.apply(&self.source)?;
         let sound = fs::read(&path)?;
         fs::write(&path, changed)?;
-        let trial = self.run_test(test, Some(self.limit), journal);
+        let done = what();
         fs::write(&path, sound)?;
-        trial
+        done
+    }
+
+    /// Where what is built and written goes.
+    pub(crate) fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// Builds a program of a package, optimised, and says where it is.
+    pub(crate) fn build_program(
+        &self,
+        package: &str,
+        program: &str,
+        journal: &Journal,
+    ) -> Result<PathBuf> {
+        let mut command = Command::new(cargo());
+        command
+            .current_dir(&self.source)
+            .args(["build", "--quiet", "--release", "--message-format=json"])
+            .args(["--package", package, "--bin", program]);
+        let messages = self.compile(command, "plain", journal)?;
+        let found = executables(&messages, false).pop();
+        found.ok_or_else(|| anyhow!("{package} has no program {program}"))
+    }
+
+    /// Runs a cargo command that compiles, and returns its messages.
+    fn compile(&self, mut command: Command, directory: &str, journal: &Journal) -> Result<String> {
+        let output = command
+            // The same few files are built again and again, with a line changed.
+            .env("CARGO_INCREMENTAL", "1")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .arg("--target-dir")
+            .arg(self.output.join(directory))
+            .stdin(Stdio::null())
+            .stderr(journal.stderr()?)
+            .output()?;
+        let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "it does not compile:\n{}",
+            errors(&messages)
+        );
+        Ok(messages)
     }
 
     /// Builds and runs `test`; only the running may fail. A test that can go on searching for as
@@ -188,11 +236,6 @@ impl Copy {
             .current_dir(&self.source)
             .args(["test", "--no-run", "--quiet", "--message-format=json"])
             .args(["--package", &test.package, &test.target]);
-        // The same few files are built again and again, with a line changed.
-        command
-            .env("CARGO_INCREMENTAL", "1")
-            .env("CARGO_PROFILE_DEV_DEBUG", "0")
-            .env("CARGO_PROFILE_RELEASE_DEBUG", "0");
         let mut profile = test.profile.as_deref();
         let mut directory = "plain";
         if test.loom {
@@ -204,28 +247,17 @@ impl Copy {
         if let Some(profile) = profile {
             command.args(["--profile", profile]);
         }
-        let output = command
-            .arg("--target-dir")
-            .arg(self.output.join(directory))
-            .stdin(Stdio::null())
-            .stderr(journal.stderr()?)
-            .output()?;
-        let messages = String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            output.status.success(),
-            "it does not compile:\n{}",
-            errors(&messages)
-        );
-        Ok(executables(&messages))
+        let messages = self.compile(command, directory, journal)?;
+        Ok(executables(&messages, true))
     }
 }
 
-/// The test programs that cargo's messages name.
-fn executables(messages: &str) -> Vec<PathBuf> {
+/// The programs that cargo's messages name: tests, or others.
+fn executables(messages: &str, tests: bool) -> Vec<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["profile"]["test"] == true)
+        .filter(|message| message["profile"]["test"] == tests)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .collect()
 }

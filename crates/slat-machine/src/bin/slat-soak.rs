@@ -54,8 +54,9 @@ struct Arguments {
     #[arg(long, value_name = "FILE", requires = "seed")]
     trace: Option<PathBuf>,
 
-    /// With --trace: write the trace here too, as the external checker casemate reads it. Goes with
-    /// --for-export: of other plans there is more than it can be told.
+    /// With --trace: write the trace here too, as the external checker casemate reads it. The run is
+    /// judged when it is over, so that both see all of it. Goes with --for-export: of other plans
+    /// there is more than the checker can be told.
     #[arg(long, value_name = "FILE", requires = "trace", requires = "for_export")]
     casemate: Option<PathBuf>,
 
@@ -92,22 +93,27 @@ fn one(seed: u64, arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         draw::draw(seed)
     };
     options.trace.clone_from(&arguments.trace);
+    options.unjudged = arguments.casemate.is_some();
     let began = Instant::now();
     let outcome = rig::run(&plan, &options)?;
     let seconds = began.elapsed().as_secs_f64();
+    let mut finding = outcome.finding;
     if let (Some(trace), Some(to)) = (&arguments.trace, &arguments.casemate) {
         export(trace, to)?;
+        let verdict = trace::check(BufReader::new(File::open(trace)?))?;
+        let violation = verdict.violation.map(|violation| violation.to_string());
+        finding = violation.or(finding);
     }
-    if let Some(story) = &outcome.finding {
+    if let Some(story) = &finding {
         println!("{story}");
     }
     let model = outcome.report.model.unwrap_or_default();
-    let found = u8::from(outcome.finding.is_some());
+    let found = u8::from(finding.is_some());
     println!(
         "seed {seed}: {} steps, {} accesses: {found} violations in {seconds:.1} s",
         model.steps, model.accesses
     );
-    Ok(outcome.finding.is_some())
+    Ok(finding.is_some())
 }
 
 /// Writes the trace in `from` to `to`, as casemate reads it. Locks are left out: it knows neither

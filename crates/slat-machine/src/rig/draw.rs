@@ -55,6 +55,7 @@ pub fn draw(seed: u64) -> Drawn {
         options: Options {
             seed,
             trace: None,
+            unjudged: false,
             disturbance,
             failing,
             script: Vec::new(),
@@ -62,9 +63,9 @@ pub fn draw(seed: u64) -> Drawn {
     }
 }
 
-/// The plan of `seed` with few CPUs, a root of one table and small slots, which is what the external
-/// checker of exported traces can follow: it takes the pages of a table that was cut off whole for
-/// tables themselves, and a slot smaller than a table loses none of its tables before it is empty.
+/// The plan of `seed` with few CPUs, a root of one table and small slots, which an external checker
+/// of exported traces can follow as far as it knows such things: casemate objects where a table is
+/// cut off whose own entries were cut off before and are not flushed yet, which is sound.
 pub fn draw_for_export(seed: u64) -> Drawn {
     let mut drawn = draw(seed);
     drawn.plan.guest_cpus = 2;

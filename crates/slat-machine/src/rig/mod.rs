@@ -59,6 +59,9 @@ pub struct Options {
     pub seed: u64,
     /// Where to write the trace, one record a line.
     pub trace: Option<PathBuf>,
+    /// Nobody judges while it runs: the trace is for others to judge, and a run goes on after its
+    /// first mistake.
+    pub unjudged: bool,
     /// How often the host disturbs.
     pub disturbance: Disturbance,
     /// One in so many allocations of tables and frames fails; `None`: none does while there is

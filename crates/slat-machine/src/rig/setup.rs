@@ -134,7 +134,7 @@ impl fmt::Debug for Rig {
 /// Sets everything up. The second part has the machine told of locks while it lives.
 pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling), RigError> {
     let seeds = Seeds::new(options.seed);
-    let watch = Watch::new(options.trace.as_deref())?;
+    let watch = Watch::new(!options.unjudged, options.trace.as_deref())?;
     let config = machine::Config {
         seed: seeds.machine,
         cpus: plan.guest_cpus + plan.host_cpus,

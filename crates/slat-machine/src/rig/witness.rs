@@ -10,9 +10,9 @@ use crate::judge::{Judge, Violation};
 use crate::machine::Witness;
 use crate::trace::Writer;
 
-/// The judge of a run, and the writer of its trace if one was asked for.
+/// The judge of a run, if it is to be judged, and the writer of its trace, if one was asked for.
 pub(crate) struct Watch {
-    judge: Judge,
+    judge: Option<Judge>,
     trace: Option<Writer<File>>,
 }
 
@@ -25,7 +25,7 @@ struct Unexpected(Record);
 const UNEXPECTED: &str = "unexpected-translation";
 
 impl Watch {
-    pub(crate) fn new(trace: Option<&Path>) -> Result<Self, RigError> {
+    pub(crate) fn new(judged: bool, trace: Option<&Path>) -> Result<Self, RigError> {
         let create = |path: &Path| {
             File::create(path)
                 .map(Writer::new)
@@ -35,7 +35,7 @@ impl Watch {
                 })
         };
         Ok(Self {
-            judge: Judge::new(),
+            judge: judged.then(Judge::new),
             trace: trace.map(create).transpose()?,
         })
     }
@@ -62,14 +62,17 @@ impl Witness for Watch {
         if let Some(trace) = &mut self.trace {
             trace.write(record)?;
         }
-        let judged = self.judge.judge(record);
+        let Some(judge) = &mut self.judge else {
+            return Ok(());
+        };
+        let judged = judge.judge(record);
         if judged.is_err()
             && let Some(trace) = &mut self.trace
         {
             trace.flush()?;
         }
         judged?;
-        if self.judge.expects(&record.event) {
+        if judge.expects(&record.event) {
             Ok(())
         } else {
             Err(Unexpected(record.clone()).into())

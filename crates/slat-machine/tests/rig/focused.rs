@@ -159,6 +159,44 @@ fn a_slot_is_deleted_while_a_fault_makes_its_tables_ready() {
     assert!(exits.any(|(name, count)| name == "no slot" && *count > 0));
 }
 
+#[test]
+fn a_slot_is_deleted_while_others_look_at_what_its_table_maps() {
+    // A deletion cuts off the one table below the root that maps all of the slot. Whoever asks which
+    // pages were used holds another stripe of the same table between two loads.
+    let mut plan = nothing();
+    (plan.guest_cpus, plan.host_cpus) = (1, 3);
+    let whole = Slot {
+        on_fault: true,
+        ..slot(1, GPA, GIB, HVA)
+    };
+    plan.mappings = vec![mapping(HVA, GIB, Backing::Anonymous)];
+    plan.slots = vec![whole.clone()];
+    let lives = (0..200).flat_map(|turn| {
+        let gpa = GPA + turn % 5 * 2 * MIB;
+        let slot = whole.clone();
+        [
+            Deed::Access(gpa, AccessKind::Write),
+            Deed::Act(Action::Delete { slot: 1 }),
+            Deed::Act(Action::Create { slot }),
+        ]
+    });
+    let lives = lives.map(|deed| Step { cpu: 0, deed });
+    let age = |turn: u64| Action::Age {
+        hva: HVA + turn % 32 * 2 * MIB,
+        bytes: 16 * MIB,
+        clear: turn.is_multiple_of(2),
+    };
+    let looks = (0..3_000).map(|turn: u64| Step {
+        cpu: u8::try_from(1 + turn % 3).expect("one of three"),
+        deed: Deed::Act(age(turn)),
+    });
+    let script: Vec<Step> = lives.chain(looks).collect();
+    let outcomes = explore_script(&plan, &script, 20);
+    // A new slot is mapped anew: each was really deleted.
+    let faults = outcomes.iter().map(|outcome| outcome.report.faults.ram);
+    assert!(faults.clone().all(|faults| faults >= 200));
+}
+
 /// One CPU replaces a slot by one over other memory, read-only and writable in turn; the others
 /// read and write its first pages all the time.
 fn replacing(pages: u64) -> Vec<Step> {
