@@ -32,7 +32,7 @@ use core::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use file::parse;
-pub(crate) use file::{SLOT_IDS, parse_with_places};
+pub(crate) use file::parse_with_places;
 
 /// End of the host physical addresses that a device may have. What is above is where the model puts
 /// the host's RAM; addresses have 48 bits.

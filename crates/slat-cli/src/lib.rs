@@ -15,4 +15,5 @@ mod number;
 pub mod problem;
 mod ranges;
 pub mod scenario;
+mod slots;
 pub mod source;

@@ -10,6 +10,7 @@ use super::{DEVICE_END, HOST_END, Kind, Layout, Mapping, Pages, Resident, Slot};
 use crate::number::Number;
 use crate::problem::{Problem, Problems};
 use crate::ranges::{Given, Placed, check_all, label};
+use crate::slots::{GivenSlot, check_slots};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -56,9 +57,6 @@ struct FileSlot {
     #[serde(default)]
     on_fault: bool,
 }
-
-/// Slot ids are below it, as in KVM.
-pub(crate) const SLOT_IDS: u32 = 32_767;
 
 const fn yes() -> bool {
     true
@@ -220,45 +218,34 @@ fn check_pages(mapping: &FileMapping, range: &Placed, problems: &mut Vec<Problem
 }
 
 fn slots(given: &[Spanned<FileSlot>], bits: u8, problems: &mut Vec<Problem>) -> Vec<Slot> {
-    let mut placed = Vec::new();
-    let mut slots: Vec<Slot> = Vec::new();
-    for table in given {
-        let slot = table.get_ref();
-        let id = *slot.id.get_ref();
-        if id >= SLOT_IDS {
-            let message = format!("the slot id {id} is too large: ids are below {SLOT_IDS}");
-            problems.push(Problem::new(slot.id.span(), message));
+    let slots = given.iter().map(Spanned::get_ref);
+    let checked: Vec<_> = slots.clone().map(FileSlot::given).collect();
+    check_slots(&checked, bits, HOST_END, problems);
+    let made = |slot: &FileSlot| Slot {
+        name: name_of(slot),
+        id: *slot.id.get_ref(),
+        gpa: slot.gpa.get_ref().0,
+        bytes: slot.size.get_ref().0,
+        hva: slot.hva.get_ref().0,
+        read_only: slot.read_only,
+        on_fault: slot.on_fault,
+    };
+    slots.map(made).collect()
+}
+
+impl FileSlot {
+    fn given(&self) -> GivenSlot<'_> {
+        GivenSlot {
+            id: &self.id,
+            name: self.name.as_deref(),
+            gpa: &self.gpa,
+            hva: &self.hva,
+            size: &self.size,
         }
-        if let Some(first) = slots.iter().position(|other| other.id == id) {
-            let first = given[first].get_ref().id.span();
-            let problem = Problem::new(slot.id.span(), format!("two slots have the id {id}"));
-            problems.push(problem.related(first, "the first of them"));
-        }
-        let label = label("slot", slot.name.as_deref(), id);
-        let at = |key, start| Given {
-            label: &label,
-            key,
-            start,
-            bytes: &slot.size,
-        };
-        let guest = at("gpa", &slot.gpa).check(1 << bits, problems);
-        // A wrong size is told once.
-        let mut found = Vec::new();
-        let host = at("hva", &slot.hva).check(HOST_END, &mut found);
-        problems.extend(found.into_iter().filter(|p| p.span == slot.hva.span()));
-        if host.is_some() {
-            placed.extend(guest);
-        }
-        slots.push(Slot {
-            name: slot.name.clone().unwrap_or_else(|| format!("slot {id}")),
-            id,
-            gpa: slot.gpa.get_ref().0,
-            bytes: slot.size.get_ref().0,
-            hva: slot.hva.get_ref().0,
-            read_only: slot.read_only,
-            on_fault: slot.on_fault,
-        });
     }
-    check_all(&placed, problems);
-    slots
+}
+
+fn name_of(slot: &FileSlot) -> String {
+    let unnamed = || format!("slot {}", slot.id.get_ref());
+    slot.name.clone().unwrap_or_else(unnamed)
 }

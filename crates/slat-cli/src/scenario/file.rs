@@ -7,10 +7,11 @@ use slat_machine::rig::plan::{Backing, Churn, Features, Mapping, Slot, Touch};
 use slat_report::size::Size;
 use toml::Spanned;
 
-use crate::layout::{HOST_END, SLOT_IDS};
+use crate::layout::HOST_END;
 use crate::number::Number;
 use crate::problem::{Problem, Problems};
 use crate::ranges::{Given, Placed, check_all, label};
+use crate::slots::{GivenSlot, check_slots};
 
 /// The most CPUs that the model has.
 const MOST_CPUS: u8 = 16;
@@ -295,45 +296,33 @@ fn image(name: &str, size: &Spanned<Number>, problems: &mut Vec<Problem>) -> Opt
 }
 
 fn slots(given: &[Spanned<FileSlot>], bits: u8, problems: &mut Vec<Problem>) -> Vec<Slot> {
-    let (mut placed, mut slots) = (Vec::new(), Vec::<Slot>::new());
-    for table in given {
-        let slot = table.get_ref();
-        let id = *slot.id.get_ref();
-        if id >= SLOT_IDS {
-            let message = format!("the slot id {id} is too large: ids are below {SLOT_IDS}");
-            problems.push(Problem::new(slot.id.span(), message));
+    let slots = given.iter().map(Spanned::get_ref);
+    let checked: Vec<_> = slots.clone().map(FileSlot::given).collect();
+    check_slots(&checked, bits, HOST_END, problems);
+    let made = |slot: &FileSlot| Slot {
+        name: slot.name.clone(),
+        id: *slot.id.get_ref(),
+        gpa: slot.gpa.get_ref().0,
+        bytes: slot.size.get_ref().0,
+        hva: slot.hva.get_ref().0,
+        read_only: slot.read_only,
+        on_fault: slot.on_fault,
+        weight: slot.weight,
+        replaceable: slot.replaceable,
+    };
+    slots.map(made).collect()
+}
+
+impl FileSlot {
+    fn given(&self) -> GivenSlot<'_> {
+        GivenSlot {
+            id: &self.id,
+            name: Some(&self.name),
+            gpa: &self.gpa,
+            hva: &self.hva,
+            size: &self.size,
         }
-        if let Some(first) = slots.iter().position(|other| other.id == id) {
-            let first = given[first].get_ref().id.span();
-            let problem = Problem::new(slot.id.span(), format!("two slots have the id {id}"));
-            problems.push(problem.related(first, "the first of them"));
-        }
-        let label = label("slot", Some(&slot.name), id);
-        let at = |key, start| Given {
-            label: &label,
-            key,
-            start,
-            bytes: &slot.size,
-        };
-        placed.extend(at("gpa", &slot.gpa).check(1 << bits, problems));
-        // A wrong size is told once.
-        let mut found = Vec::new();
-        at("hva", &slot.hva).check(HOST_END, &mut found);
-        problems.extend(found.into_iter().filter(|p| p.span == slot.hva.span()));
-        slots.push(Slot {
-            name: slot.name.clone(),
-            id,
-            gpa: slot.gpa.get_ref().0,
-            bytes: slot.size.get_ref().0,
-            hva: slot.hva.get_ref().0,
-            read_only: slot.read_only,
-            on_fault: slot.on_fault,
-            weight: slot.weight,
-            replaceable: slot.replaceable,
-        });
     }
-    check_all(&placed, problems);
-    slots
 }
 
 /// A run in which nobody touches anything shows nothing.

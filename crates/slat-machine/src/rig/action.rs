@@ -1,4 +1,4 @@
-//! What the host and the VMM can do to a guest's memory, as values: drawn by [churn](super::churn)
+//! What the host and the VMM can do to a guest's memory, as values: drawn by the churn
 //! or listed by a test.
 //!
 //! Every one is something that a host really does: memory compaction migrates pages, a balloon
