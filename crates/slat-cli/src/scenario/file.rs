@@ -36,7 +36,7 @@ struct File {
     #[serde(default)]
     touch: Vec<Spanned<FileTouch>>,
     #[serde(default)]
-    churn: FileChurn,
+    churn: Churn,
 }
 
 #[derive(Deserialize)]
@@ -106,20 +106,6 @@ struct FileTouch {
     access: AccessKind,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct FileChurn {
-    migrate: u32,
-    discard: u32,
-    protect: u32,
-    split: u32,
-    remap: u32,
-    revoke: u32,
-    age: u32,
-    populate: u32,
-    slots: u32,
-}
-
 const fn yes() -> bool {
     true
 }
@@ -160,7 +146,7 @@ pub(super) fn parse(text: &str) -> Result<Plan, Problems> {
         slots,
         boot,
         steps: *machine.steps.get_ref(),
-        churn: churn(&file.churn),
+        churn: file.churn,
     };
     Problems::none_or(problems, plan)
 }
@@ -374,18 +360,4 @@ fn touches(file: &File, bits: u8, problems: &mut Vec<Problem>) -> Vec<Touch> {
         });
     }
     touches
-}
-
-const fn churn(given: &FileChurn) -> Churn {
-    Churn {
-        migrate: given.migrate,
-        discard: given.discard,
-        protect: given.protect,
-        split: given.split,
-        remap: given.remap,
-        revoke: given.revoke,
-        age: given.age,
-        populate: given.populate,
-        slots: given.slots,
-    }
 }

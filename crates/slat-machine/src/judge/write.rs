@@ -298,7 +298,8 @@ fn hardware_may_change(architecture: &dyn Architecture, level: usize, raw: u64) 
     is_leaf && values.iter().flatten().any(|value| *value != raw)
 }
 
-fn lost_update(change: &Change<'_>) -> Violation {
+/// The violation that overwriting what was there is, with who wrote that.
+fn overwritten(change: &Change<'_>, rule: Rule, text: String, missing: &str) -> Violation {
     let Change {
         at,
         before,
@@ -306,33 +307,23 @@ fn lost_update(change: &Change<'_>) -> Violation {
         linking,
         ..
     } = change;
-    let what = story::descriptor(at.gpa, old);
-    let written = before.map(|it| it.did.line(format!("wrote entry {}: {what}", at.entry)));
-    let text = format!("overwrote entry {} by a store", at.entry);
-    let missing = "an atomic exchange: the hardware may set a bit between the load and the store";
+    let was = story::descriptor(at.gpa, old);
+    let written = before.map(|it| it.did.line(format!("wrote entry {}: {was}", at.entry)));
     let story = written.into_iter().collect();
-    linking
-        .did
-        .breaks(Rule::LostHardwareUpdate, story, text, missing)
+    linking.did.breaks(rule, story, text, missing)
+}
+
+fn lost_update(change: &Change<'_>) -> Violation {
+    let text = format!("overwrote entry {} by a store", change.at.entry);
+    let missing = "an atomic exchange: the hardware may set a bit between the load and the store";
+    overwritten(change, Rule::LostHardwareUpdate, text, missing)
 }
 
 fn changed_while_valid(change: &Change<'_>) -> Violation {
-    let Change {
-        at,
-        before,
-        old,
-        new,
-        linking,
-    } = change;
-    let was = story::descriptor(at.gpa, old);
-    let written = before.map(|it| it.did.line(format!("wrote entry {}: {was}", at.entry)));
-    let is = story::descriptor(at.gpa, new);
+    let is = story::descriptor(change.at.gpa, &change.new);
     let text = format!("replaced it while it was valid: {is}");
     let missing = "an invalid entry in between, and its invalidation";
-    let story = written.into_iter().collect();
-    linking
-        .did
-        .breaks(Rule::ChangedWhileValid, story, text, missing)
+    overwritten(change, Rule::ChangedWhileValid, text, missing)
 }
 
 /// What a leaf lets the guest do.

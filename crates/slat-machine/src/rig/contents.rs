@@ -170,7 +170,7 @@ fn wrong(cpu: Cpu, hva: u64, value: u64, allowed: &[u64]) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Churn, Features, Mapping};
+    use super::super::plan::Mapping;
     use super::*;
 
     const RAM: u64 = 0x1000_0000;
@@ -184,25 +184,10 @@ mod tests {
             writable: true,
             backing,
         };
-        Contents::new(&Plan {
-            address_bits: 40,
-            features: Features {
-                hardware_accessed: false,
-                hardware_dirty: false,
-                force_write_back: true,
-            },
-            guest_cpus: 1,
-            host_cpus: 1,
-            ram: 2 << 20,
-            mappings: vec![
-                mapping(RAM, Backing::Anonymous),
-                mapping(DEVICE, Backing::Device { hpa: 0 }),
-            ],
-            slots: Vec::new(),
-            boot: Vec::new(),
-            steps: 0,
-            churn: Churn::default(),
-        })
+        Contents::new(&Plan::of_mappings(vec![
+            mapping(RAM, Backing::Anonymous),
+            mapping(DEVICE, Backing::Device { hpa: 0 }),
+        ]))
     }
 
     #[test]

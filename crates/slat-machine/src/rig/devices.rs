@@ -120,7 +120,7 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rig::plan::{Churn, Features, Mapping};
+    use crate::rig::plan::Mapping;
 
     const HPA: u64 = 0x1_0000_0000;
 
@@ -132,22 +132,7 @@ mod tests {
             writable: true,
             backing: Backing::Revocable { hpa: HPA },
         };
-        Devices::new(&Plan {
-            address_bits: 40,
-            features: Features {
-                hardware_accessed: false,
-                hardware_dirty: false,
-                force_write_back: true,
-            },
-            guest_cpus: 1,
-            host_cpus: 1,
-            ram: 2 << 20,
-            mappings: vec![mapping],
-            slots: Vec::new(),
-            boot: Vec::new(),
-            steps: 0,
-            churn: Churn::default(),
-        })
+        Devices::new(&Plan::of_mappings(vec![mapping]))
     }
 
     fn rule(devices: &Devices, hpa: u64, device: bool) -> Option<String> {

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 /// Everything about a run but its seed.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -113,7 +115,8 @@ pub struct Touch {
 }
 
 /// How often the host does what, relative to each other; 0 is never. All zero: no churn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Churn {
     /// Moves a page or a 2 MiB frame to another frame.
     pub migrate: u32,
@@ -133,4 +136,27 @@ pub struct Churn {
     pub populate: u32,
     /// Deletes slots and creates them again, elsewhere or over other memory.
     pub slots: u32,
+}
+
+#[cfg(test)]
+impl Plan {
+    /// A plan of these mappings, on which nothing runs.
+    pub(crate) fn of_mappings(mappings: Vec<Mapping>) -> Self {
+        Self {
+            address_bits: 40,
+            features: Features {
+                hardware_accessed: false,
+                hardware_dirty: false,
+                force_write_back: true,
+            },
+            guest_cpus: 1,
+            host_cpus: 1,
+            ram: 2 << 20,
+            mappings,
+            slots: Vec::new(),
+            boot: Vec::new(),
+            steps: 0,
+            churn: Churn::default(),
+        }
+    }
 }
