@@ -1,6 +1,6 @@
 //! Checks that every file of ranges needs: each range is one, and no two overlap.
 
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 
 use slat_report::size::Size;
 use slat_table::address::{Gpa, PAGE_SIZE, PageRange, RangeError};
@@ -11,6 +11,20 @@ use crate::problem::Problem;
 
 /// The most bytes that all mappings, or all slots, may have together: 64 TiB.
 pub(crate) const MOST_BYTES: u64 = 64 << 40;
+
+/// Guest address bits that stage 2 with a 4 KiB granule can have (Arm DDI 0487, `VTCR_EL2.T0SZ`).
+pub(crate) const ADDRESS_BITS: RangeInclusive<u8> = 32..=48;
+
+/// Whether a guest can have so many address bits.
+pub(crate) fn check_address_bits(bits: &Spanned<u8>, problems: &mut Vec<Problem>) -> bool {
+    let possible = ADDRESS_BITS.contains(bits.get_ref());
+    if !possible {
+        let (given, from, to) = (bits.get_ref(), ADDRESS_BITS.start(), ADDRESS_BITS.end());
+        let message = format!("{given} guest address bits: from {from} to {to} are possible");
+        problems.push(Problem::new(bits.span(), message));
+    }
+    possible
+}
 
 /// A range as a file gives it.
 pub(crate) struct Given<'a> {

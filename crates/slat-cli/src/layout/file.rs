@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::{DEVICE_END, HOST_END, Kind, Layout, Mapping, Pages, Resident, Slot};
 use crate::number::Number;
 use crate::problem::{Problem, Problems};
-use crate::ranges::{Given, Placed, check_all, label};
+use crate::ranges::{Given, Placed, check_address_bits, check_all, label};
 use crate::slots::{GivenSlot, check_slots};
 
 #[derive(Deserialize)]
@@ -92,21 +92,10 @@ pub(crate) fn parse_with_places(text: &str) -> Result<(Layout, Vec<Range<usize>>
 }
 
 fn address_bits(given: Option<&Spanned<u8>>, problems: &mut Vec<Problem>) -> u8 {
-    // What stage 2 with a 4 KiB granule can have (Arm DDI 0487, VTCR_EL2.T0SZ).
-    const POSSIBLE: core::ops::RangeInclusive<u8> = 32..=48;
     const DEFAULT: u8 = 40;
-    match given {
-        Some(bits) if !POSSIBLE.contains(bits.get_ref()) => {
-            let message = format!(
-                "{} guest address bits: from 32 to 48 are possible",
-                bits.get_ref()
-            );
-            problems.push(Problem::new(bits.span(), message));
-            DEFAULT
-        }
-        Some(bits) => *bits.get_ref(),
-        None => DEFAULT,
-    }
+    given
+        .filter(|bits| check_address_bits(bits, problems))
+        .map_or(DEFAULT, |bits| *bits.get_ref())
 }
 
 fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<Mapping> {

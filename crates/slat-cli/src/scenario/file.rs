@@ -10,7 +10,7 @@ use toml::Spanned;
 use crate::layout::HOST_END;
 use crate::number::Number;
 use crate::problem::{Problem, Problems};
-use crate::ranges::{Given, Placed, check_all, label};
+use crate::ranges::{ADDRESS_BITS, Given, Placed, check_address_bits, check_all, label};
 use crate::slots::{GivenSlot, check_slots};
 
 /// The most CPUs that the model has.
@@ -127,7 +127,8 @@ pub(super) fn parse(text: &str) -> Result<Plan, Problems> {
         let nothing = Problem::new(0..0, "the scenario has no slot");
         problems.push(nothing.help("a slot is a table [[slot]] with id, name, gpa, size and hva"));
     }
-    let address_bits = (*machine.address_bits.get_ref()).clamp(32, 48);
+    let (fewest, most) = ADDRESS_BITS.into_inner();
+    let address_bits = (*machine.address_bits.get_ref()).clamp(fewest, most);
     let mappings = mappings(&file.mapping, &mut problems);
     let slots = slots(&file.slot, address_bits, &mut problems);
     let boot = touches(&file, address_bits, &mut problems);
@@ -179,17 +180,11 @@ fn check_machine(machine: &Machine, problems: &mut Vec<Problem>) {
             Size(MOST_RAM)
         ),
     );
-    let bits = *machine.address_bits.get_ref();
-    wrong(
-        !(32..=48).contains(&bits),
-        machine.address_bits.span(),
-        format!("{bits} guest address bits: from 32 to 48 are possible"),
-    );
-    wrong(
-        *machine.steps.get_ref() == 0,
-        machine.steps.span(),
-        "0 steps: nothing would happen".to_owned(),
-    );
+    check_address_bits(&machine.address_bits, problems);
+    if *machine.steps.get_ref() == 0 {
+        let message = "0 steps: nothing would happen";
+        problems.push(Problem::new(machine.steps.span(), message));
+    }
 }
 
 fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<Mapping> {
