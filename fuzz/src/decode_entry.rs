@@ -111,5 +111,6 @@ fn attributes(input: &Input) -> Attributes {
         accessed: input.accessed,
         dirty: input.dirty,
         software: input.software,
+        contiguous: false,
     }
 }

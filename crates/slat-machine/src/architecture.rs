@@ -7,9 +7,11 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
+
 use crate::address::{Gpa, Hpa};
-use crate::arm64;
 use crate::event::{AccessKind, Instruction, Registers, Vm};
+use crate::{arm64, armv7, ept, npt, power, riscv, s390};
 
 /// An entry, as the walker reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,9 @@ pub struct Leaf {
     pub memory: u8,
     /// Whether that is a device's type.
     pub device: bool,
+    /// log2 of how many neighbouring entries the walker may take for one, of which this is one:
+    /// then `hpa` is still this entry's own. 0: it stands alone.
+    pub run_bits: u8,
 }
 
 impl Leaf {
@@ -125,6 +130,9 @@ pub enum Effect {
     Synchronise,
 }
 
+/// What one instruction does, in order.
+pub type Effects = ArrayVec<Effect, 4>;
+
 /// An architecture's second stage, set up for one VM.
 pub trait Architecture: fmt::Debug + Send + Sync {
     /// For people, such as `Arm VMSAv8-64 stage 2, 4K granule`.
@@ -139,7 +147,12 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// Width of a guest physical address in bits; beyond it an access faults.
     fn address_bits(&self) -> u8;
 
-    /// Reads an entry of `level`.
+    /// Bytes of an entry: 8 or 4.
+    fn entry_bytes(&self) -> u64 {
+        8
+    }
+
+    /// Reads an entry of `level`: its bytes, as a little-endian number.
     fn decode(&self, level: usize, raw: u64) -> Descriptor;
 
     /// The entry with its accessed bit set by hardware; `None` where the hardware does not do so
@@ -164,14 +177,20 @@ pub trait Architecture: fmt::Debug + Send + Sync {
         0
     }
 
-    /// What an instruction does; `None` if it belongs to another architecture.
-    fn effect(&self, instruction: &Instruction) -> Option<Effect>;
+    /// What an instruction does, in this order; nothing if it belongs to another architecture.
+    fn effects(&self, instruction: &Instruction) -> Effects;
 }
 
 /// The VM whose registers these are.
 pub fn vm(registers: &Registers) -> Vm {
     match registers {
         Registers::Arm64(registers) => registers.vmid(),
+        Registers::Armv7(registers) => registers.vm(),
+        Registers::Ept(registers) => registers.vm(),
+        Registers::Npt(registers) => registers.vm(),
+        Registers::Power(registers) => registers.vm(),
+        Registers::RiscV(registers) => registers.vm(),
+        Registers::S390(registers) => registers.vm(),
     }
 }
 
@@ -183,5 +202,11 @@ pub fn vm(registers: &Registers) -> Vm {
 pub fn from_registers(registers: &Registers) -> Result<Box<dyn Architecture>, String> {
     match registers {
         Registers::Arm64(registers) => Ok(Box::new(arm64::StageTwo::new(registers)?)),
+        Registers::Armv7(registers) => armv7::second_stage(registers),
+        Registers::Ept(registers) => ept::second_stage(registers),
+        Registers::Npt(registers) => npt::second_stage(registers),
+        Registers::Power(registers) => power::second_stage(registers),
+        Registers::RiscV(registers) => riscv::second_stage(registers),
+        Registers::S390(registers) => s390::second_stage(registers),
     }
 }

@@ -15,7 +15,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Gpa, Hpa, hexadecimal};
-use crate::architecture::{Architecture, Descriptor, Effect, Forgotten, Leaf, LevelShape, Reach};
+use crate::architecture::{
+    Architecture, Descriptor, Effect, Effects, Forgotten, Leaf, LevelShape, Reach,
+};
 use crate::event;
 
 /// What points a CPU to a stage-2 tree.
@@ -184,6 +186,7 @@ impl StageTwo {
             accessed: raw & ACCESS_FLAG != 0,
             memory,
             device,
+            run_bits: 0,
         })
     }
 
@@ -341,14 +344,16 @@ impl Architecture for StageTwo {
         target.0 & ADDRESS | ANYTHING_GOES
     }
 
-    fn effect(&self, instruction: &event::Instruction) -> Option<Effect> {
-        let event::Instruction::Arm64(instruction) = instruction;
+    fn effects(&self, instruction: &event::Instruction) -> Effects {
+        let event::Instruction::Arm64(instruction) = instruction else {
+            return Effects::new();
+        };
         let complete = |reach, invalidations| Effect::Complete {
             reach,
             invalidations,
         };
         let forget = |reach, what| Effect::Forget { reach, what };
-        Some(match *instruction {
+        let effect = match *instruction {
             // A DSB for stores only makes them visible; to complete an invalidation, loads must be
             // waited for too ("Ordering and completion of TLB maintenance instructions", D8).
             Instruction::DsbIsh => complete(Reach::All, true),
@@ -363,7 +368,8 @@ impl Architecture for StageTwo {
             Instruction::Vmalle1 => forget(Reach::Local, Forgotten::Combined),
             Instruction::Vmalls12e1is => forget(Reach::All, Forgotten::All),
             Instruction::Vmalls12e1 => forget(Reach::Local, Forgotten::All),
-        })
+        };
+        core::iter::once(effect).collect()
     }
 }
 

@@ -28,27 +28,37 @@ impl Hardware {
     pub(crate) fn execute(&mut self, cpu: Cpu, vm: Vm, instruction: Instruction) {
         self.tick();
         let architecture = self.any_second_stage(vm);
-        let effect = architecture
-            .effect(&instruction)
-            .unwrap_or_else(|| panic!("{instruction:?} on {}", architecture.name()));
-        match effect {
-            Effect::Complete {
-                reach,
-                invalidations,
-            } => {
-                self.drain(cpu);
-                let reached = self.reached(cpu, reach);
-                self.visibility.complete(cpu, reached);
-                if invalidations {
-                    self.complete_invalidations(cpu, reached);
+        let effects = architecture.effects(&instruction);
+        assert!(
+            !effects.is_empty(),
+            "{instruction:?} on {}",
+            architecture.name()
+        );
+        // What it orders comes before it, what it forgets after.
+        let mut told = false;
+        for effect in effects {
+            if !matches!(effect, Effect::Complete { .. }) && !told {
+                self.tell(cpu, Event::Instruction { vm, instruction });
+                told = true;
+            }
+            match effect {
+                Effect::Complete {
+                    reach,
+                    invalidations,
+                } => {
+                    self.drain(cpu);
+                    let reached = self.reached(cpu, reach);
+                    self.visibility.complete(cpu, reached);
+                    if invalidations {
+                        self.complete_invalidations(cpu, reached);
+                    }
                 }
-                self.tell(cpu, Event::Instruction { vm, instruction });
+                Effect::Forget { reach, what } => self.invalidate(cpu, vm, what, reach),
+                Effect::Synchronise => {}
             }
-            Effect::Forget { reach, what } => {
-                self.tell(cpu, Event::Instruction { vm, instruction });
-                self.invalidate(cpu, vm, what, reach);
-            }
-            Effect::Synchronise => self.tell(cpu, Event::Instruction { vm, instruction }),
+        }
+        if !told {
+            self.tell(cpu, Event::Instruction { vm, instruction });
         }
     }
 

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Gpa, Hpa, Hva, hexadecimal};
-use crate::arm64;
+use crate::{arm64, armv7, ept, npt, power, riscv, s390};
 
 /// A CPU, counted from 0.
 pub type Cpu = u8;
@@ -63,6 +63,18 @@ pub enum AccessKind {
 pub enum Registers {
     /// Arm VMSAv8-64.
     Arm64(arm64::Registers),
+    /// Armv7 LPAE stage 2.
+    Armv7(armv7::Registers),
+    /// Intel EPT.
+    Ept(ept::Registers),
+    /// AMD nested paging.
+    Npt(npt::Registers),
+    /// POWER9 radix tables, partition-scoped.
+    Power(power::Registers),
+    /// RISC-V G-stage.
+    RiscV(riscv::Registers),
+    /// s390 DAT tables.
+    S390(s390::Registers),
 }
 
 /// A barrier or an invalidation instruction.
@@ -71,6 +83,18 @@ pub enum Registers {
 pub enum Instruction {
     /// Arm VMSAv8-64.
     Arm64(arm64::Instruction),
+    /// Armv7 LPAE stage 2.
+    Armv7(armv7::Instruction),
+    /// Intel EPT.
+    Ept(ept::Instruction),
+    /// AMD nested paging.
+    Npt(npt::Instruction),
+    /// POWER9 radix tables, partition-scoped.
+    Power(power::Instruction),
+    /// RISC-V G-stage.
+    RiscV(riscv::Instruction),
+    /// s390 DAT tables.
+    S390(s390::Instruction),
 }
 
 /// A slot of guest memory, as the VMM knows it.

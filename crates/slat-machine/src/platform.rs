@@ -1,7 +1,7 @@
 //! The machine, as `slat-table` wants it: table memory and TLBs.
 //!
 //! TLB work is carried out by the very list of instructions that bare metal executes
-//! ([`maintenance`]), each handed to the machine as it comes.
+//! ([`Modelled`]), each handed to the machine as it comes.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use slat_report::Flushes;
 use slat_table::address::{GpaRange, Hpa};
-use slat_table::format::arm64::maintenance::{self, Extent};
-use slat_table::platform::{Platform, TableMemory, Tlb, TlbWork};
+use slat_table::format::arm64::{Arm64, Arm64Features};
+use slat_table::platform::{Extent, Platform, TableMemory, Tlb, TlbWork};
 use slat_table::sync::Ordering;
 
 use crate::address;
-use crate::arm64::Instruction;
-use crate::event::{self, Vm};
+use crate::event::{Instruction, Vm};
 use crate::frames::Supply;
 use crate::lock::ModelLocks;
 use crate::machine::Machine;
+use crate::modelled::{Cpus, Modelled};
 use crate::schedule::{cpu, point};
 
 /// The machine as one VM's platform.
@@ -57,39 +57,24 @@ impl MachinePlatform {
             local: self.counts.local.load(Relaxed),
         }
     }
-
-    fn issue(&self, instruction: maintenance::Instruction) {
-        point();
-        let instruction = event::Instruction::Arm64(executed(instruction));
-        self.machine.execute(cpu(), self.vm, instruction);
-    }
-}
-
-/// The instruction as the machine knows it.
-fn executed(instruction: maintenance::Instruction) -> Instruction {
-    use maintenance::Instruction as Issued;
-    match instruction {
-        Issued::DsbIshst => Instruction::DsbIshst,
-        Issued::DsbIsh => Instruction::DsbIsh,
-        Issued::DsbNshst => Instruction::DsbNshst,
-        Issued::DsbNsh => Instruction::DsbNsh,
-        Issued::Isb => Instruction::Isb,
-        Issued::Ipas2e1is(operand) => Instruction::Ipas2e1is {
-            operand: operand.value(),
-        },
-        Issued::Ipas2e1(operand) => Instruction::Ipas2e1 {
-            operand: operand.value(),
-        },
-        Issued::Vmalle1is => Instruction::Vmalle1is,
-        Issued::Vmalle1 => Instruction::Vmalle1,
-        Issued::Vmalls12e1is => Instruction::Vmalls12e1is,
-        Issued::Vmalls12e1 => Instruction::Vmalls12e1,
-    }
 }
 
 /// The address as the machine has it.
 pub(crate) const fn to_machine(hpa: Hpa) -> address::Hpa {
     address::Hpa(hpa.raw())
+}
+
+impl Cpus for MachinePlatform {
+    fn here(&self, instruction: Instruction) {
+        point();
+        self.machine.execute(cpu(), self.vm, instruction);
+    }
+
+    fn everywhere(&self, instructions: &[Instruction]) {
+        for instruction in instructions {
+            self.here(*instruction);
+        }
+    }
 }
 
 impl TableMemory for MachinePlatform {
@@ -131,7 +116,7 @@ impl TableMemory for MachinePlatform {
 
 impl Tlb for MachinePlatform {
     fn flush(&self, work: &TlbWork) {
-        match maintenance::flush(work, |instruction| self.issue(instruction)) {
+        match Arm64::flush(&Arm64Features::ALL, self.vm, work, self) {
             Extent::Nothing => {}
             Extent::Entries(entries) => {
                 self.counts.ranges.fetch_add(1, Relaxed);
@@ -145,11 +130,11 @@ impl Tlb for MachinePlatform {
 
     fn flush_local(&self, range: GpaRange) {
         self.counts.local.fetch_add(1, Relaxed);
-        maintenance::flush_local(range, |instruction| self.issue(instruction));
+        Arm64::flush_local(&Arm64Features::ALL, self.vm, range, self);
     }
 
     fn publish(&self) {
-        maintenance::publish(|instruction| self.issue(instruction));
+        Arm64::publish(&Arm64Features::ALL, self);
     }
 }
 

@@ -290,6 +290,7 @@ mod tests {
                 accessed: true,
                 memory: 0,
                 device: false,
+                run_bits: 0,
             },
             entry: Hpa(0x1000),
             raw: 1,

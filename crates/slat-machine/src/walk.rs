@@ -410,7 +410,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::architecture::{Effect, Forgotten, LevelShape};
+    use crate::architecture::{Effects, Forgotten, LevelShape};
     use crate::arm64::{self, StageTwo};
     use crate::event::{Instruction, Record};
     use crate::machine::{Config, Witness};
@@ -447,8 +447,8 @@ mod tests {
         fn caches_invalid(&self) -> bool {
             true
         }
-        fn effect(&self, instruction: &Instruction) -> Option<Effect> {
-            self.0.effect(instruction)
+        fn effects(&self, instruction: &Instruction) -> Effects {
+            self.0.effects(instruction)
         }
     }
 

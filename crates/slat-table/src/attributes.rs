@@ -122,10 +122,13 @@ pub struct Attributes {
     pub dirty: bool,
     /// Bits for software, at most as many as the format has.
     pub software: u8,
+    /// The leaf is one of a run that hardware may keep as one translation. All leaves of a run say
+    /// the same in everything else. Set by the engine, where the hardware has runs.
+    pub contiguous: bool,
 }
 
 impl Attributes {
-    /// Attributes of a fresh leaf: young, clean, no software bits.
+    /// Attributes of a fresh leaf: young, clean, no software bits, no run.
     #[inline]
     pub const fn new(permissions: Permissions, memory: MemoryType) -> Self {
         Self {
@@ -134,6 +137,7 @@ impl Attributes {
             accessed: true,
             dirty: false,
             software: 0,
+            contiguous: false,
         }
     }
 }

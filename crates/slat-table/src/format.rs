@@ -5,6 +5,13 @@
 //! whoever changes entries. The engine has no `if arm`: it follows the rules.
 
 pub mod arm64;
+pub mod armv7;
+mod catalogue;
+pub mod ept;
+pub mod npt;
+pub mod power;
+pub mod riscv;
+pub mod s390;
 
 use core::fmt::Debug;
 
@@ -21,7 +28,8 @@ pub enum Entry {
     Table(Hpa),
     /// Maps a page or block.
     Leaf {
-        /// First host physical address of the page or block.
+        /// First host physical address of the page or block; of the whole run for one of a run
+        /// ([`Attributes::contiguous`]).
         hpa: Hpa,
         /// Everything else it says.
         attributes: Attributes,
@@ -109,6 +117,9 @@ pub enum EncodeError {
     /// as used.
     #[error("a page that was not used cannot be told from one that was")]
     Unaccessed,
+    /// The hardware at hand has no runs of leaves of this level.
+    #[error("level {} has no runs of leaves", .0.index())]
+    Contiguous(Level),
     /// More software bits than the format has.
     #[error("software bits {0:#x} do not fit")]
     Software(u8),
@@ -135,8 +146,10 @@ pub struct GeometryError {
 /// * `decode(level, empty(level))` is [`Entry::Empty`];
 /// * [`is_empty`](Format::is_empty), [`is_table`](Format::is_table) and
 ///   [`address`](Format::address) agree with `decode`;
+/// * a leaf that is one of a run decodes to the first address of the run, whichever of its
+///   addresses it was encoded for;
 /// * leaves of neighbouring pages with equal attributes differ by
-///   [`leaf_step`](Format::leaf_step).
+///   [`leaf_step`](Format::leaf_step), within a run by [`run_step`](Format::run_step).
 pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
     /// What of the format the hardware at hand has.
     type Features: Copy + Debug + Send + Sync + 'static;
@@ -149,6 +162,10 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
 
     /// Order of an entry's bytes in memory.
     const BYTE_ORDER: ByteOrder;
+
+    /// Bytes of an entry: 8, or 4 (RISC-V `Sv32x4`). An entry of 4 bytes is the lower half of
+    /// every `u64` below.
+    const ENTRY_BYTES: u64 = 8;
 
     /// What the hardware asks of whoever changes entries.
     fn rules(features: &Self::Features) -> Rules;
@@ -183,6 +200,12 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
 
     /// What to add to a leaf entry of `level` to get that of the next page or block.
     fn leaf_step(level: Level) -> u64;
+
+    /// What to add to a leaf entry of `level` that is one of a run to get that of the next page or
+    /// block of the same run. Nothing where a run repeats one entry (RISC-V).
+    fn run_step(level: Level) -> u64 {
+        Self::leaf_step(level)
+    }
 
     /// What `raw`, found at `level`, means.
     fn decode(features: &Self::Features, level: Level, raw: u64) -> Entry;

@@ -59,6 +59,10 @@ pub struct LevelShape {
     pub table_bytes: u32,
     /// Whether an entry of this level may be a leaf.
     pub leaf: bool,
+    /// log2 of how many neighbouring leaves, aligned together in both address spaces, hardware may
+    /// be told to keep as one translation (Arm's contiguous hint, RISC-V's NAPOT); 0 where it
+    /// cannot be told.
+    pub run_bits: u8,
 }
 
 /// The tree's shape, root included; made by [`Format::geometry`](crate::format::Format::geometry).
@@ -133,6 +137,19 @@ impl Geometry {
     #[inline]
     pub const fn entry_bytes(&self, level: Level) -> u64 {
         1 << self.shape(level).shift
+    }
+
+    /// Bytes that a run of leaves of `level` maps; `None` where there are no runs.
+    #[inline]
+    pub const fn run_bytes(&self, level: Level) -> Option<u64> {
+        let LevelShape {
+            shift, run_bits, ..
+        } = *self.shape(level);
+        if run_bits == 0 {
+            None
+        } else {
+            Some(1 << (shift + run_bits))
+        }
     }
 
     /// Bytes that one table of `level` maps.
@@ -215,6 +232,7 @@ mod tests {
             index_bits,
             table_bytes: 8u32.checked_shl(index_bits.into()).unwrap_or(0),
             leaf: true,
+            run_bits: 0,
         }
     }
 

@@ -127,6 +127,18 @@ impl TlbWork {
     }
 }
 
+/// How much was invalidated to carry out a [`TlbWork`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
+pub enum Extent {
+    /// Nothing: there was nothing to forget.
+    Nothing,
+    /// So many entries, one by one.
+    Entries(u64),
+    /// Everything that the VM has.
+    Everything,
+}
+
 /// The machine's translation caches, as far as they hold translations of one VM.
 ///
 /// The isolation of the guest rests on `flush`: when it returns, no CPU has, or will get from an

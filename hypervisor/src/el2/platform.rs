@@ -6,9 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use slat::table::address::{GpaRange, Hpa};
 use slat::table::attributes::MemoryType;
-use slat::table::format::arm64::maintenance::{self, Extent, Instruction};
+use slat::table::format::arm64::maintenance::{self, Instruction};
 use slat::table::lock::SpinLocks;
-use slat::table::platform::{Platform, TableMemory, Tlb, TlbWork};
+use slat::table::platform::{Extent, Platform, TableMemory, Tlb, TlbWork};
 
 use super::cache;
 use super::frames::HostMemory;

@@ -38,6 +38,7 @@ const READ_ONLY: Leaf = Leaf {
     accessed: true,
     memory: 0b1111,
     device: false,
+    run_bits: 0,
 };
 /// The page above.
 const PAGE: u64 = 0x8000_0000 + 0x77f;
@@ -262,7 +263,7 @@ fn registers_that_make_no_sense_are_refused() {
 #[test]
 fn instructions_do_what_the_manual_says() {
     let stage = stage_two(VTCR, false);
-    let effect = |instruction| stage.effect(&event::Instruction::Arm64(instruction));
+    let effect = |instruction| only(&stage.effects(&event::Instruction::Arm64(instruction)));
     let complete = |reach, invalidations| {
         Some(Effect::Complete {
             reach,
@@ -335,7 +336,7 @@ fn an_invalidation_by_address_may_name_the_level_of_the_leaf() {
     let level = |hint: u64| {
         let operand = hint << 44 | 0x8020_3000 >> 12;
         let instruction = event::Instruction::Arm64(Instruction::Ipas2e1is { operand });
-        match stage.effect(&instruction) {
+        match only(&stage.effects(&instruction)) {
             Some(Effect::Forget {
                 what: Forgotten::Address { level, .. },
                 ..
@@ -350,4 +351,9 @@ fn an_invalidation_by_address_may_name_the_level_of_the_leaf() {
     );
     // Of a tree with another granule: of no level that there is.
     assert_eq!([0b1011, 0b1101].map(level), [Some(usize::MAX); 2]);
+}
+
+fn only(effects: &Effects) -> Option<Effect> {
+    assert_eq!(effects.len(), 1);
+    effects.first().copied()
 }

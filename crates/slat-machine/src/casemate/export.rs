@@ -25,6 +25,12 @@ const ROOT_LOCK: u64 = 8;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
+    /// An architecture that the checker does not know.
+    #[error("step {step}: not Arm VMSAv8-64, which is all that the checker knows")]
+    Architecture {
+        /// The record.
+        step: u64,
+    },
     /// A CPU beyond those that the checker has.
     #[error("step {step}: CPU {cpu}, and the checker has {CPUS}")]
     Cpu {
@@ -152,7 +158,9 @@ impl<W: Write> Exporter<W> {
                 self.line(record, "mem-write", &fields)
             }
             Event::Instruction { vm, instruction } => {
-                let Instruction::Arm64(instruction) = instruction;
+                let Instruction::Arm64(instruction) = instruction else {
+                    return Err(ExportError::Architecture { step });
+                };
                 self.instruction(record, *vm, instruction)
             }
             Event::Locked { lock } => self.line(record, "lock", &format!("(address {lock:#x})")),
@@ -198,8 +206,10 @@ impl<W: Write> Exporter<W> {
         vm: Vm,
         registers: &Registers,
     ) -> Result<(), ExportError> {
-        let Registers::Arm64(registers) = registers;
         let step = record.step;
+        let Registers::Arm64(registers) = registers else {
+            return Err(ExportError::Architecture { step });
+        };
         if vm == 0 {
             return Err(ExportError::Vm { step, vm });
         }

@@ -264,9 +264,13 @@ impl Judge {
     fn instruction(&mut self, did: Did, vm: Vm, instruction: &Instruction) {
         // A barrier is one whatever the registers point to, so any tree's architecture will do.
         let tree = self.trees.get(&vm).or_else(|| self.trees.values().next());
-        let Some(effect) = tree.and_then(|tree| tree.architecture.effect(instruction)) else {
-            return;
-        };
+        let effects = tree.map(|tree| tree.architecture.effects(instruction));
+        for effect in effects.unwrap_or_default() {
+            self.effect(did, vm, effect);
+        }
+    }
+
+    fn effect(&mut self, did: Did, vm: Vm, effect: Effect) {
         match effect {
             Effect::Complete {
                 reach: Reach::All,

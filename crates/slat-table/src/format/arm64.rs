@@ -43,6 +43,28 @@ pub struct Arm64Features {
 }
 
 impl Arm64Features {
+    /// A CPU with 48-bit addresses and every feature.
+    pub const ALL: Self = Self {
+        physical_bits: 48,
+        force_write_back: true,
+        execute_never_extended: true,
+        hardware_accessed: true,
+        hardware_dirty: true,
+        vmid16: true,
+        coherent_instruction_cache: true,
+    };
+
+    /// A CPU with 48-bit addresses and no feature.
+    pub const NONE: Self = Self {
+        physical_bits: 48,
+        force_write_back: false,
+        execute_never_extended: false,
+        hardware_accessed: false,
+        hardware_dirty: false,
+        vmid16: false,
+        coherent_instruction_cache: false,
+    };
+
     /// Bits of an address that an entry of this format can hold and the CPU has.
     #[inline]
     const fn address_bits(self) -> u8 {
@@ -140,6 +162,7 @@ impl Format for Arm64 {
             index_bits: INDEX_BITS,
             table_bytes: TABLE_BYTES,
             leaf: Level::new(number) <= LARGEST_BLOCK,
+            run_bits: 0,
         };
         // Concatenation is used as far as it goes: one level of walk less.
         let widest = INDEX_BITS + CONCATENATION_BITS;
@@ -204,6 +227,9 @@ impl Format for Arm64 {
         let bits = features.address_bits();
         if hpa.raw() >> bits != 0 {
             return Err(EncodeError::AddressWidth { hpa, bits });
+        }
+        if attributes.contiguous {
+            return Err(EncodeError::Contiguous(level));
         }
         let kind = if level == Level::PAGE {
             TABLE_OR_PAGE
@@ -386,6 +412,7 @@ fn decode_leaf(features: Arm64Features, level: Level, raw: u64) -> Option<(Hpa, 
         accessed: raw & ACCESS_FLAG != 0,
         dirty: writes && modifier,
         software: u8::try_from((raw & SOFTWARE_MASK) >> SOFTWARE_SHIFT).ok()?,
+        contiguous: false,
     };
     // What decodes to something the encoder refuses (executable device memory, say) is foreign.
     permission_bits(features, attributes)

@@ -80,6 +80,7 @@ impl Format for Odd {
             index_bits: INDEX_BITS,
             table_bytes: 16384,
             leaf: true,
+            run_bits: 0,
         };
         let root = LevelShape {
             index_bits: bits.checked_sub(shape(2).shift).ok_or(error)?,
@@ -161,6 +162,7 @@ impl Format for Odd {
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
             software: u8::try_from(field(raw, SOFTWARE_SHIFT, 7)).expect("three bits"),
+            contiguous: false,
         };
         Entry::Leaf { hpa, attributes }
     }

@@ -78,6 +78,7 @@ fn splitting_keeps_every_attribute() {
         accessed: false,
         dirty: false,
         software: 0b0110,
+        contiguous: false,
     };
     for attributes in [RAM, ROM, DEVICE, odd] {
         let (_machine, table) = small_table();

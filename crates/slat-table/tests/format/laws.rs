@@ -39,6 +39,7 @@ pub(crate) fn all_attributes(software: &[u8]) -> Vec<Attributes> {
                                 accessed,
                                 dirty,
                                 software,
+                                contiguous: false,
                             }));
                         }
                     }

@@ -72,6 +72,7 @@ impl Format for Tiny {
             index_bits: 1,
             table_bytes: TABLE_BYTES,
             leaf: true,
+            run_bits: 0,
         };
         let levels = [shape(12), shape(13), shape(14)];
         let most = root_level(bits).index() + 1;

@@ -13,7 +13,7 @@
 
 use crate::address::{Gpa, GpaRange};
 use crate::geometry::Level;
-use crate::platform::TlbWork;
+use crate::platform::{Extent, TlbWork};
 
 /// Above this many entries, one invalidation of everything is cheaper than one for each.
 const MOST_ENTRIES: u64 = 512;
@@ -64,18 +64,6 @@ impl Operand {
     pub const fn value(self) -> u64 {
         self.0
     }
-}
-
-/// How much a [`flush`] invalidated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
-pub enum Extent {
-    /// Nothing: there was nothing to forget.
-    Nothing,
-    /// So many entries, one by one.
-    Entries(u64),
-    /// Everything that the VM has.
-    Everything,
 }
 
 /// Issues what makes every CPU forget what `work` names. When the last instruction has been

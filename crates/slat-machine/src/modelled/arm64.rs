@@ -1,0 +1,53 @@
+//! Arm VMSAv8-64 stage 2.
+
+use slat_table::address::GpaRange;
+use slat_table::format::arm64::{Arm64, Arm64Features, Arm64Root, maintenance};
+use slat_table::platform::{Extent, TlbWork};
+
+use super::{Cpus, Modelled};
+use crate::arm64::{self, Instruction};
+use crate::event::{self, Registers, Vm};
+
+impl Modelled for Arm64 {
+    fn registers(features: &Arm64Features, root: Arm64Root, _: Vm) -> Registers {
+        Registers::Arm64(arm64::Registers {
+            vttbr: root.vttbr,
+            vtcr: root.vtcr,
+            force_write_back: features.force_write_back,
+        })
+    }
+
+    fn flush(_: &Arm64Features, _: Vm, work: &TlbWork, cpus: &impl Cpus) -> Extent {
+        maintenance::flush(work, |instruction| cpus.here(executed(instruction)))
+    }
+
+    fn flush_local(_: &Arm64Features, _: Vm, range: GpaRange, cpus: &impl Cpus) {
+        maintenance::flush_local(range, |instruction| cpus.here(executed(instruction)));
+    }
+
+    fn publish(_: &Arm64Features, cpus: &impl Cpus) {
+        maintenance::publish(|instruction| cpus.here(executed(instruction)));
+    }
+}
+
+/// The instruction as the machine knows it.
+fn executed(instruction: maintenance::Instruction) -> event::Instruction {
+    use maintenance::Instruction as Issued;
+    event::Instruction::Arm64(match instruction {
+        Issued::DsbIshst => Instruction::DsbIshst,
+        Issued::DsbIsh => Instruction::DsbIsh,
+        Issued::DsbNshst => Instruction::DsbNshst,
+        Issued::DsbNsh => Instruction::DsbNsh,
+        Issued::Isb => Instruction::Isb,
+        Issued::Ipas2e1is(operand) => Instruction::Ipas2e1is {
+            operand: operand.value(),
+        },
+        Issued::Ipas2e1(operand) => Instruction::Ipas2e1 {
+            operand: operand.value(),
+        },
+        Issued::Vmalle1is => Instruction::Vmalle1is,
+        Issued::Vmalle1 => Instruction::Vmalle1,
+        Issued::Vmalls12e1is => Instruction::Vmalls12e1is,
+        Issued::Vmalls12e1 => Instruction::Vmalls12e1,
+    })
+}

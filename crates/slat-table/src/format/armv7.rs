@@ -1,0 +1,1 @@
+//! Armv7 LPAE stage 2.

@@ -1,0 +1,1 @@
+//! POWER9 radix tables, partition-scoped.

@@ -1,0 +1,1 @@
+//! s390 DAT tables.
