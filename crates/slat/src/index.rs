@@ -103,9 +103,14 @@ impl InvalidationIndex {
 
     /// Begins an invalidation of `range`.
     pub(crate) fn begin(&mut self, range: HvaRange) -> ActiveId {
+        let room = self.active.try_reserve(1).is_ok();
+        self.count(range, room)
+    }
+
+    /// Counts an invalidation of `range` as under way, by its range if there is room for it.
+    fn count(&mut self, range: HvaRange, recorded: bool) -> ActiveId {
         let number = self.next;
         self.next += 1;
-        let recorded = self.active.try_reserve(1).is_ok();
         if recorded {
             self.active.push((number, range));
         } else {
@@ -204,15 +209,36 @@ mod tests {
         let there = HvaRange::new(Hva::new(1 << 20), 1 << 12).unwrap();
         let recorded = index.begin(here);
         assert!(index.is_active(&here) && !index.is_active(&there));
-        index.unrecorded += 1;
+        let [first, second] = [(); 2].map(|()| index.count(here, false));
+        index.end(first);
         assert!(index.is_active(&there));
-        index.end(ActiveId {
-            number: 1,
-            recorded: false,
-        });
+        index.end(second);
         assert!(!index.is_active(&there));
         index.end(recorded);
         assert!(!index.is_active(&here));
+    }
+
+    #[test]
+    fn the_end_of_one_invalidation_is_not_taken_for_that_of_another() {
+        let mut index = InvalidationIndex::default();
+        let ranges = [0, 1 << 20, 1 << 21].map(|at| HvaRange::new(Hva::new(at), 1 << 12).unwrap());
+        let active = ranges.map(|range| index.begin(range));
+        assert_ne!(active[0].number(), active[1].number());
+        assert_ne!(active[1].number(), active[2].number());
+        index.end(active[1]);
+        assert_eq!(
+            ranges.map(|range| index.is_active(&range)),
+            [true, false, true]
+        );
+    }
+
+    #[test]
+    fn room_that_cannot_be_had_is_refused_before_anything_is_entered() {
+        assert!(
+            InvalidationIndex::default()
+                .reserve(usize::MAX / 2)
+                .is_err()
+        );
     }
 
     proptest! {

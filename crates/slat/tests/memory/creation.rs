@@ -1,9 +1,13 @@
 //! A region's creation changes nothing or leaves it live, whichever allocation fails.
 
+use slat::config::Config;
 use slat::region::SlotId;
+use slat::table::table::NewTableError;
 
-use crate::scripted_host::{Mapping, hva_range};
-use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, PAGE, Vm, is_mapped, region};
+use crate::scripted_host::{Mapping, ScriptedHost, hva_range};
+use crate::vm::{
+    BLOCK, DEVICE, GIB, GPA, HVA, MODERN, Machine, Memory, PAGE, Vm, is_mapped, region,
+};
 
 const BYTES: u64 = 6 * BLOCK;
 
@@ -135,4 +139,13 @@ fn a_fault_without_memory_for_tables_changes_nothing_and_can_be_repeated() {
     }
     assert!(is_mapped(&vm.read(PLACE + PAGE)));
     vm.end();
+}
+
+#[test]
+fn a_number_of_stripes_that_is_no_power_of_two_is_refused() {
+    let (host, machine) = (ScriptedHost::new(&[]), Machine::new());
+    let config = Config::new().stripes(3);
+    let refused = Memory::new(host, machine.clone(), MODERN, config);
+    assert_eq!(refused.err(), Some(NewTableError::Stripes(3)));
+    assert_eq!(machine.live_tables(), 0);
 }

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use slat::Outcome;
-use slat::notifier::Notifier;
+use slat::notifier::{Notifier, Ticket};
 use slat::region::{Mapping as When, SlotId};
 use slat::table::simulated::Event;
 
@@ -315,4 +315,17 @@ fn a_ticket_of_another_vm_is_ignored() {
     assert_eq!(ours.read(GPA), Outcome::Retry, "and so is ours, for good");
     theirs.memory.end(own);
     assert!(is_mapped(&theirs.read(GPA)));
+}
+
+#[test]
+fn tickets_of_invalidations_under_way_are_told_apart() {
+    let vm = Vm::new(&[Mapping::ram(HVA, PAGE)]);
+    let tickets = [(); 3].map(|()| vm.memory.begin(hva_range(HVA, PAGE)));
+    let ids = tickets.each_ref().map(Ticket::id);
+    assert!(ids.iter().all(Option::is_some));
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+    assert_eq!(Ticket::nothing().id(), None);
+    for ticket in tickets {
+        vm.memory.end(ticket);
+    }
 }
