@@ -20,7 +20,13 @@ macro_rules! every_format {
             arm64_4k "arm64-4k" $crate::format::arm64::Arm64 $crate::format::arm64::Arm64Features::ALL 48;
             // Armv7 LPAE
             // Intel EPT
+            ept_4 "ept-4" $crate::format::ept::Ept $crate::format::ept::EptFeatures::ALL 48;
+            ept_5 "ept-5" $crate::format::ept::Ept $crate::format::ept::EptFeatures::ALL 57;
+            ept_none "ept-none" $crate::format::ept::Ept $crate::format::ept::EptFeatures::NONE 48;
             // AMD nested paging
+            npt_4 "npt-4" $crate::format::npt::Npt $crate::format::npt::NptFeatures::ALL 48;
+            npt_5 "npt-5" $crate::format::npt::Npt $crate::format::npt::NptFeatures::FIVE_LEVELS 57;
+            npt_encrypted "npt-encrypted" $crate::format::npt::Npt $crate::format::npt::NptFeatures::ENCRYPTED 48;
             // RISC-V
             // s390
             // POWER
