@@ -96,7 +96,8 @@ impl Geometry {
         {
             return None;
         }
-        let fits = |shape: &LevelShape| u64::from(shape.table_bytes) >> shape.index_bits >= 8;
+        // The smallest entries have 4 bytes.
+        let fits = |shape: &LevelShape| u64::from(shape.table_bytes) >> shape.index_bits >= 4;
         if !shapes.iter().all(fits) {
             return None;
         }
@@ -255,7 +256,7 @@ mod tests {
             "the end of 64 bits is no number"
         );
         let small = LevelShape {
-            table_bytes: 2048,
+            table_bytes: 1024,
             ..shape(12, 9)
         };
         assert_eq!(Geometry::new(&[small], 21), None, "entries do not fit");

@@ -28,6 +28,11 @@ macro_rules! every_format {
             npt_5 "npt-5" $crate::format::npt::Npt $crate::format::npt::NptFeatures::FIVE_LEVELS 57;
             npt_encrypted "npt-encrypted" $crate::format::npt::Npt $crate::format::npt::NptFeatures::ENCRYPTED 48;
             // RISC-V
+            sv32x4 "sv32x4" $crate::format::riscv::sv32x4::Sv32x4 $crate::format::riscv::sv32x4::Sv32x4Features::ALL 34;
+            sv39x4 "sv39x4" $crate::format::riscv::RiscV $crate::format::riscv::RiscVFeatures::ALL 41;
+            sv48x4 "sv48x4" $crate::format::riscv::RiscV $crate::format::riscv::RiscVFeatures::ALL 50;
+            sv57x4 "sv57x4" $crate::format::riscv::RiscV $crate::format::riscv::RiscVFeatures::ALL 59;
+            sv39x4_none "sv39x4-none" $crate::format::riscv::RiscV $crate::format::riscv::RiscVFeatures::NONE 41;
             // s390
             // POWER
         }
