@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use slat::table::address::{GpaRange, Hpa};
 use slat::table::attributes::MemoryType;
+use slat::table::format::arm64::Granule4K;
 use slat::table::format::arm64::maintenance::{self, Instruction};
 use slat::table::lock::SpinLocks;
 use slat::table::platform::{Extent, Platform, TableMemory, Tlb, TlbWork};
@@ -88,7 +89,7 @@ impl TableMemory for El2Platform {
 
 impl Tlb for El2Platform {
     fn flush(&self, work: &TlbWork) {
-        match maintenance::flush(work, execute) {
+        match maintenance::flush::<Granule4K>(work, execute) {
             Extent::Nothing => {}
             Extent::Entries(entries) => {
                 count(&self.counts.ranges, 1);
@@ -100,7 +101,7 @@ impl Tlb for El2Platform {
 
     fn flush_local(&self, range: GpaRange) {
         count(&self.counts.local, 1);
-        maintenance::flush_local(range, execute);
+        maintenance::flush_local::<Granule4K>(range, execute);
     }
 
     fn publish(&self) {

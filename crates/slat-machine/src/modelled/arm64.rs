@@ -1,14 +1,14 @@
 //! Arm VMSAv8-64 stage 2.
 
 use slat_table::address::GpaRange;
-use slat_table::format::arm64::{Arm64, Arm64Features, Arm64Root, maintenance};
+use slat_table::format::arm64::{Arm64Features, Arm64Root, Granule, StageTwo, maintenance};
 use slat_table::platform::{Extent, TlbWork};
 
 use super::{Cpus, Modelled};
 use crate::arm64::{self, Instruction};
 use crate::event::{self, Registers, Vm};
 
-impl Modelled for Arm64 {
+impl<G: Granule> Modelled for StageTwo<G> {
     fn registers(features: &Arm64Features, root: Arm64Root, _: Vm) -> Registers {
         Registers::Arm64(arm64::Registers {
             vttbr: root.vttbr,
@@ -18,11 +18,11 @@ impl Modelled for Arm64 {
     }
 
     fn flush(_: &Arm64Features, _: Vm, work: &TlbWork, cpus: &impl Cpus) -> Extent {
-        maintenance::flush(work, |instruction| cpus.here(executed(instruction)))
+        maintenance::flush::<G>(work, |instruction| cpus.here(executed(instruction)))
     }
 
     fn flush_local(_: &Arm64Features, _: Vm, range: GpaRange, cpus: &impl Cpus) {
-        maintenance::flush_local(range, |instruction| cpus.here(executed(instruction)));
+        maintenance::flush_local::<G>(range, |instruction| cpus.here(executed(instruction)));
     }
 
     fn publish(_: &Arm64Features, cpus: &impl Cpus) {

@@ -75,7 +75,7 @@ fn oracle(features: Arm64Features, level: Level, raw: u64) -> Meaning {
         modifier
     };
     let shared = bits(8, 2) == 0b11;
-    let ours = known_memory && shared && !bit(11) && !bit(52) && !odd;
+    let ours = known_memory && shared && !bit(11) && !odd;
     match executes {
         Some(executes) if ours && !(device && executes) => {
             Meaning::Leaf([bit(6), writable, executes])
@@ -132,8 +132,8 @@ fn u2_a_reserved_bit_at_any_level_makes_the_entry_no_leaf() {
         let raw = leaf(level, shift);
         assert!(matches!(decoded(FEATURES, level, raw), Meaning::Leaf(_)));
         // FnXS without FEAT_XS, the address bits below a block's size, the address bits above 48
-        // without FEAT_LPA2, the contiguous hint, and what is above the software bits.
-        let reserved = (11..shift).chain(48..51).chain([52]).chain(59..64);
+        // without FEAT_LPA2, and what is above the software bits.
+        let reserved = (11..shift).chain(48..51).chain(59..64);
         for bit in reserved {
             let entry = raw | 1 << bit;
             assert_eq!(

@@ -18,6 +18,14 @@ macro_rules! every_format {
         $each! {
             // Arm VMSAv8-64
             arm64_4k "arm64-4k" $crate::format::arm64::Arm64 $crate::format::arm64::Arm64Features::ALL 48;
+            arm64_4k_plain "arm64-4k-plain" $crate::format::arm64::Arm64 $crate::format::arm64::Arm64Features::NONE 48;
+            arm64_4k_two_levels "arm64-4k-two-levels" $crate::format::arm64::Arm64 $crate::format::arm64::Arm64Features::ALL 34;
+            arm64_4k_lpa2 "arm64-4k-lpa2" $crate::format::arm64::Arm64Lpa2 $crate::format::arm64::Arm64Features::WIDE 52;
+            arm64_16k "arm64-16k" $crate::format::arm64::Arm64Granule16K $crate::format::arm64::Arm64Features::ALL 47;
+            arm64_16k_concatenated "arm64-16k-concatenated" $crate::format::arm64::Arm64Granule16K $crate::format::arm64::Arm64Features::ALL 48;
+            arm64_16k_lpa2 "arm64-16k-lpa2" $crate::format::arm64::Arm64Granule16KLpa2 $crate::format::arm64::Arm64Features::WIDE 52;
+            arm64_64k "arm64-64k" $crate::format::arm64::Arm64Granule64K $crate::format::arm64::Arm64Features::ALL 48;
+            arm64_64k_lpa "arm64-64k-lpa" $crate::format::arm64::Arm64Granule64K $crate::format::arm64::Arm64Features::WIDE 52;
             // Armv7 LPAE
             // Intel EPT
             ept_4 "ept-4" $crate::format::ept::Ept $crate::format::ept::EptFeatures::ALL 48;

@@ -313,7 +313,6 @@ fn foreign_entries_are_told_from_ours() {
     let raw = Arm64::leaf(&plain(), PAGE, Hpa::new(0x8000_0000), ram).unwrap();
     for (what, foreign) in [
         ("FnXS", raw | 1 << 11),
-        ("contiguous", raw | 1 << 52),
         (
             "dirty bit modifier without hardware dirty state",
             raw | 1 << 51,

@@ -63,6 +63,7 @@ pub(crate) fn check<F: Format>(features: &F::Features, address_bits: u8) {
         let mut leaves = 0;
         for &attributes in &attributes {
             leaves += leaves_are_leaves::<F>(features, &geometry, level, attributes);
+            runs_are_runs::<F>(features, &geometry, level, attributes);
         }
         assert_eq!(
             leaves != 0,
@@ -125,8 +126,47 @@ fn leaves_are_leaves<F: Format>(
     leaves
 }
 
-/// A raw value means exactly one thing: if it decodes to a leaf, that leaf encodes to it. So a
-/// bit that the encoder does not know can never be lost by decoding and encoding again.
+/// Checks the leaves of a run with these attributes, where the level has runs.
+fn runs_are_runs<F: Format>(
+    features: &F::Features,
+    geometry: &Geometry,
+    level: Level,
+    attributes: Attributes,
+) {
+    let Some(run) = geometry.run_bytes(level) else {
+        return;
+    };
+    let bytes = geometry.entry_bytes(level);
+    let attributes = Attributes {
+        contiguous: true,
+        ..attributes
+    };
+    let first = Hpa::new(3 * run);
+    let Ok(first_raw) = F::leaf(features, level, first, attributes) else {
+        return;
+    };
+    let mut expected = first_raw;
+    for number in 0..run / bytes {
+        let hpa = Hpa::new(first.raw() + number * bytes);
+        let raw = F::leaf(features, level, hpa, attributes).unwrap();
+        assert_eq!(raw, expected, "{number} of {level:?}");
+        let leaf = Entry::Leaf {
+            hpa: first,
+            attributes,
+        };
+        assert_eq!(
+            F::decode(features, level, raw),
+            leaf,
+            "{number} of {level:?}"
+        );
+        assert_eq!(F::address(features, level, raw), first);
+        assert!(!F::is_table(level, raw) && !F::is_empty(level, raw));
+        expected = raw.wrapping_add(F::run_step(level));
+    }
+}
+
+/// A raw value means exactly one thing: if it decodes to a leaf, that leaf encodes to it (one of a
+/// run, to the run's first). So a bit that the encoder does not know can never be lost by decoding and encoding again.
 fn what_is_decoded_can_be_encoded<F: Format>(features: &F::Features, level: Level, raw: u64) {
     let entry = F::decode(features, level, raw);
     assert_eq!(entry == Entry::Empty, F::is_empty(level, raw), "{raw:#x}");
@@ -137,6 +177,10 @@ fn what_is_decoded_can_be_encoded<F: Format>(features: &F::Features, level: Leve
     );
     if let Entry::Leaf { hpa, attributes } = entry {
         match F::leaf(features, level, hpa, attributes) {
+            Ok(again) if attributes.contiguous => assert!(
+                (0..=128).any(|number| again + number * F::run_step(level) == raw),
+                "{raw:#x}: {entry:?}"
+            ),
             Ok(again) => assert_eq!(again, raw, "{entry:?}"),
             Err(error) => {
                 assert!(

@@ -15,3 +15,17 @@ mod s390;
 fn the_odd_format_obeys_the_laws() {
     laws::check::<odd::Odd>(&(), 40);
 }
+
+/// A test of the laws for each row of the catalogue.
+macro_rules! obey_the_laws {
+    ($($row:ident $name:literal $($format:ident)::+ $($features:ident)::+ $bits:literal;)*) => {$(
+        #[test]
+        fn $row() {
+            crate::laws::check::<$($format)::+>(&$($features)::+, $bits);
+        }
+    )*};
+}
+
+mod every_row_obeys_the_laws {
+    slat_table::every_format!(obey_the_laws);
+}

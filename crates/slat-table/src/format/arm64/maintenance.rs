@@ -11,6 +11,7 @@
 //! translation, which an invalidation by guest physical address does not reach: before, it could
 //! be made again from a stale second-stage entry.
 
+use super::granule::{Granule, bytes};
 use crate::address::{Gpa, GpaRange};
 use crate::geometry::Level;
 use crate::platform::{Extent, TlbWork};
@@ -54,10 +55,10 @@ pub enum Instruction {
 pub struct Operand(u64);
 
 impl Operand {
-    /// The page number in bits 35:0, no level hint (bits 47:44), the non-secure address space
-    /// (bit 63 clear), D24.
+    /// Bits 51:12 of the address in 39:0, whatever the granule; no level hint (bits 47:44); the
+    /// non-secure address space (bit 63 clear), D24.
     const fn of(gpa: Gpa) -> Self {
-        Self(gpa.raw() >> 12 & 0xf_ffff_ffff)
+        Self(gpa.raw() >> 12 & 0xff_ffff_ffff)
     }
 
     /// The register's value.
@@ -68,14 +69,20 @@ impl Operand {
 
 /// Issues what makes every CPU forget what `work` names. When the last instruction has been
 /// executed, it is done.
+///
+/// A run of leaves that hardware may keep as one translation takes an invalidation for each of
+/// its leaves all the same: the hardware need not have kept it as one.
 #[inline]
-pub fn flush(work: &TlbWork, mut issue: impl FnMut(Instruction)) -> Extent {
+pub fn flush<G: Granule>(work: &TlbWork, mut issue: impl FnMut(Instruction)) -> Extent {
     if work.is_empty() {
         return Extent::Nothing;
     }
-    let stride = stride(work.smallest_leaf());
-    let bytes: u64 = work.ranges().iter().map(GpaRange::bytes).sum();
-    let entries = bytes.div_ceil(stride);
+    let stride = bytes::<G>(work.smallest_leaf());
+    let entries = work
+        .ranges()
+        .iter()
+        .map(|range| touched(range, stride))
+        .sum();
     issue(Instruction::DsbIshst);
     let extent = if work.only_leaves() && entries <= MOST_ENTRIES {
         for range in work.ranges() {
@@ -97,10 +104,11 @@ pub fn flush(work: &TlbWork, mut issue: impl FnMut(Instruction)) -> Extent {
 
 /// Issues what makes this CPU forget what it holds for `range`.
 #[inline]
-pub fn flush_local(range: GpaRange, mut issue: impl FnMut(Instruction)) {
+pub fn flush_local<G: Granule>(range: GpaRange, mut issue: impl FnMut(Instruction)) {
+    let stride = bytes::<G>(Level::PAGE);
     issue(Instruction::DsbNshst);
-    if range.pages() <= MOST_ENTRIES {
-        for gpa in entries_of(&range, stride(Level::PAGE)) {
+    if touched(&range, stride) <= MOST_ENTRIES {
+        for gpa in entries_of(&range, stride) {
             issue(Instruction::Ipas2e1(Operand::of(gpa)));
         }
         issue(Instruction::DsbNsh);
@@ -120,9 +128,9 @@ pub fn publish(mut issue: impl FnMut(Instruction)) {
     issue(Instruction::Isb);
 }
 
-/// Bytes that one entry of `level` maps.
-const fn stride(level: Level) -> u64 {
-    1 << (12 + 9 * level.index())
+/// How many entries `range` touches.
+fn touched(range: &GpaRange, stride: u64) -> u64 {
+    (range.end().raw() - 1) / stride - range.start().raw() / stride + 1
 }
 
 /// One address in each entry that `range` touches.
@@ -141,15 +149,20 @@ mod tests {
         Vmalls12e1, Vmalls12e1is,
     };
     use super::*;
+    use crate::format::arm64::{Granule4K, Granule16K, Granule64K};
 
     fn range(start: u64, bytes: u64) -> GpaRange {
         GpaRange::new(Gpa::new(start), bytes).unwrap()
     }
 
-    fn flushed(work: &TlbWork) -> (Vec<Instruction>, Extent) {
+    fn flushed_with<G: Granule>(work: &TlbWork) -> (Vec<Instruction>, Extent) {
         let mut issued = Vec::new();
-        let extent = flush(work, |instruction| issued.push(instruction));
+        let extent = flush::<G>(work, |instruction| issued.push(instruction));
         (issued, extent)
+    }
+
+    fn flushed(work: &TlbWork) -> (Vec<Instruction>, Extent) {
+        flushed_with::<Granule4K>(work)
     }
 
     #[test]
@@ -204,7 +217,7 @@ mod tests {
     fn a_local_flush_stays_on_this_cpu() {
         let local = |range| {
             let mut issued = Vec::new();
-            flush_local(range, |instruction| issued.push(instruction));
+            flush_local::<Granule4K>(range, |instruction| issued.push(instruction));
             issued
         };
         let page = [
@@ -221,10 +234,45 @@ mod tests {
     }
 
     #[test]
+    fn larger_pages_take_an_invalidation_each() {
+        let work = TlbWork::leaves(range(0x4000_0000, 0x4_0000), Level::PAGE);
+        let operands = |issued: Vec<Instruction>| {
+            let operand = |instruction: &Instruction| match instruction {
+                Ipas2e1is(operand) => Some(operand.value()),
+                _ => None,
+            };
+            issued.iter().filter_map(operand).collect::<Vec<_>>()
+        };
+        let (issued, extent) = flushed_with::<Granule64K>(&work);
+        assert_eq!(extent, Extent::Entries(4));
+        assert_eq!(operands(issued), [0x4_0000, 0x4_0010, 0x4_0020, 0x4_0030]);
+        let (issued, extent) = flushed_with::<Granule16K>(&work);
+        assert_eq!(extent, Extent::Entries(16));
+        assert_eq!(operands(issued)[15], 0x4_003c);
+        let blocks = TlbWork::leaves(range(0x4000_0000, 64 << 20), Level::new(1));
+        let (issued, _) = flushed_with::<Granule16K>(&blocks);
+        assert_eq!(operands(issued), [0x4_0000, 0x4_2000]);
+    }
+
+    #[test]
+    fn a_part_of_a_larger_page_names_the_page() {
+        let part = range(0x4000_f000, 0x2000);
+        let work = TlbWork::leaves(part, Level::PAGE);
+        let (issued, extent) = flushed_with::<Granule64K>(&work);
+        assert_eq!(issued[1], Ipas2e1is(Operand(0x4_0000)));
+        assert_eq!(issued[2], Ipas2e1is(Operand(0x4_0010)));
+        assert_eq!(extent, Extent::Entries(2));
+        let mut local = Vec::new();
+        flush_local::<Granule64K>(part, |instruction| local.push(instruction));
+        assert_eq!(local[1], Ipas2e1(Operand(0x4_0000)));
+        assert_eq!(local[2], Ipas2e1(Operand(0x4_0010)));
+    }
+
+    #[test]
     fn high_addresses_fit_the_operand() {
-        assert_eq!(
-            Operand::of(Gpa::new(0xffff_ffff_f000)).value(),
-            0xf_ffff_ffff
-        );
+        let operand = |gpa| Operand::of(Gpa::new(gpa)).value();
+        assert_eq!(operand(0xffff_ffff_f000), 0xf_ffff_ffff);
+        assert_eq!(operand(0xf_ffff_ffff_f000), 0xff_ffff_ffff);
+        assert_eq!(operand(0x8_0000_0000_0000), 1 << 39, "bit 51 is bit 39");
     }
 }
