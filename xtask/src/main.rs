@@ -4,7 +4,7 @@
 //! `test` runs every check that the project has, those boots included; `omissions` leaves out one
 //! rule of the protocol at a time and expects a test to notice; `mutants` plants a bug at a time and
 //! expects the rig to catch it; `soak` runs the rig for as long as asked; `fuzz` runs the fuzz
-//! targets; `sanitize` runs the tests under the sanitizers. Each of them finds or installs what it
+//! targets; `bench` counts instructions; `sanitize` runs the tests under the sanitizers. Each of them finds or installs what it
 //! needs and says so. What they make goes below the target directory and nowhere else.
 //!
 //! The modules follow a boot: [`host`] and [`toolchain`] see to the programs that are needed,
@@ -13,6 +13,7 @@
 //! machine and [`guest`] one run of it, whose [`console`] is read for what the guest says.
 
 mod assets;
+mod bench;
 mod boot;
 mod boots;
 mod compare;
@@ -66,6 +67,8 @@ enum Command {
     Soak(soak::Options),
     /// Run the fuzz targets
     Fuzz(fuzz::Options),
+    /// Count what the engine's operations cost, in instructions
+    Bench(bench::Options),
     /// Run the library tests under the sanitizers
     Sanitize(sanitize::Options),
 }
@@ -84,6 +87,9 @@ fn main() -> ExitCode {
             }
             Command::Soak(options) => soak::run(&workspace, options, &Journal::Terminal)?,
             Command::Fuzz(options) => fuzz::run(&workspace, options, &Journal::Terminal)?,
+            Command::Bench(options) => {
+                bench::run(&workspace, options, &Journal::Terminal)?;
+            }
             Command::Sanitize(options) => sanitize::run(&workspace, options, &Journal::Terminal)?,
         }
         Ok(ExitCode::SUCCESS)
