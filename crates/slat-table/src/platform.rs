@@ -51,12 +51,16 @@ pub trait TableMemory: Send + Sync {
 /// How many separate ranges a [`TlbWork`] keeps before it widens the last one.
 pub const TLB_RANGES: usize = 4;
 
+/// As high as any level.
+const HIGHEST: Level = Level::new(u8::MAX);
+
 /// What the hardware must forget about one VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlbWork {
     ranges: ArrayVec<GpaRange, TLB_RANGES>,
     not_only_leaves: bool,
     smallest_leaf: Option<Level>,
+    largest_leaf: Option<Level>,
 }
 
 impl TlbWork {
@@ -66,6 +70,7 @@ impl TlbWork {
             ranges: core::iter::once(range).collect(),
             not_only_leaves: false,
             smallest_leaf: Some(level),
+            largest_leaf: Some(level),
         }
     }
 
@@ -75,6 +80,7 @@ impl TlbWork {
             ranges: core::iter::once(range).collect(),
             not_only_leaves: true,
             smallest_leaf: Some(Level::PAGE),
+            largest_leaf: Some(HIGHEST),
         }
     }
 
@@ -102,6 +108,13 @@ impl TlbWork {
         self.smallest_leaf.unwrap_or(Level::PAGE)
     }
 
+    /// The highest level at which leaves may have changed, for hardware that finds a translation
+    /// only if it is told its size (POWER).
+    #[inline]
+    pub fn largest_leaf(&self) -> Level {
+        self.largest_leaf.unwrap_or(HIGHEST)
+    }
+
     /// Adds everything that `other` forgets. Ranges that touch become one.
     pub fn merge(&mut self, other: &Self) {
         self.not_only_leaves |= other.not_only_leaves;
@@ -109,6 +122,7 @@ impl TlbWork {
             (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
             (ours, theirs) => ours.or(theirs),
         };
+        self.largest_leaf = self.largest_leaf.max(other.largest_leaf);
         for range in &other.ranges {
             self.add(*range);
         }

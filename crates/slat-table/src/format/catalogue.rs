@@ -42,7 +42,14 @@ macro_rules! every_format {
             sv57x4 "sv57x4" $crate::format::riscv::RiscV $crate::format::riscv::RiscVFeatures::ALL 59;
             sv39x4_none "sv39x4-none" $crate::format::riscv::RiscV $crate::format::riscv::RiscVFeatures::NONE 41;
             // s390
+            s390_segment "s390-segment" $crate::format::s390::S390 $crate::format::s390::S390Features::ALL 31;
+            s390_region3 "s390-region3" $crate::format::s390::S390 $crate::format::s390::S390Features::ALL 42;
+            s390_region2 "s390-region2" $crate::format::s390::S390 $crate::format::s390::S390Features::ALL 53;
+            s390_region1 "s390-region1" $crate::format::s390::S390 $crate::format::s390::S390Features::ALL 63;
+            s390_none "s390-none" $crate::format::s390::S390 $crate::format::s390::S390Features::NONE 42;
             // POWER
+            power_4k "power-4k" $crate::format::power::Power4K $crate::format::power::PowerFeatures::ALL 52;
+            power_64k "power-64k" $crate::format::power::Power64K $crate::format::power::PowerFeatures::ALL 52;
         }
     };
 }
