@@ -10,6 +10,9 @@ use crate::address::{Gpa, GpaRange};
 /// The most levels any format has (EPT with 57 bits, `Sv57x4`, s390 with region-first tables).
 pub const MAX_LEVELS: usize = 5;
 
+/// Bytes of the smallest entry of any format (RISC-V `Sv32x4`).
+const SMALLEST_ENTRY: u64 = 4;
+
 /// A level of the tree; 0 maps single pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(u8);
@@ -61,7 +64,7 @@ pub struct LevelShape {
     pub leaf: bool,
     /// log2 of how many neighbouring leaves, aligned together in both address spaces, hardware may
     /// be told to keep as one translation (Arm's contiguous hint, RISC-V's NAPOT); 0 where it
-    /// cannot be told.
+    /// cannot be told. Counts as 0 in a table that has fewer entries.
     pub run_bits: u8,
 }
 
@@ -81,7 +84,8 @@ impl Geometry {
     /// # Errors
     ///
     /// `None` if there are no levels, more than [`MAX_LEVELS`], their index bits do not add up, a
-    /// table is too small for its entries, or the tree maps 64 bits or more.
+    /// table is too small for the smallest entries there are (see
+    /// [`holds_entries_of`](Self::holds_entries_of)), or the tree maps 64 bits or more.
     pub fn new(shapes: &[LevelShape], address_bits: u8) -> Option<Self> {
         let last = shapes.last()?;
         let maps = |shape: &LevelShape| u32::from(shape.shift) + u32::from(shape.index_bits);
@@ -96,18 +100,28 @@ impl Geometry {
         {
             return None;
         }
-        // The smallest entries have 4 bytes.
-        let fits = |shape: &LevelShape| u64::from(shape.table_bytes) >> shape.index_bits >= 4;
-        if !shapes.iter().all(fits) {
-            return None;
-        }
         let mut levels = [*last; MAX_LEVELS];
         levels[..shapes.len()].copy_from_slice(shapes);
+        // A root may be too small for what is a run in the other tables of its level.
+        for level in levels.iter_mut().filter(|of| of.run_bits > of.index_bits) {
+            level.run_bits = 0;
+        }
         let root = Level::new(u8::try_from(shapes.len() - 1).ok()?);
-        Some(Self {
+        let geometry = Self {
             levels,
             root,
             address_bits,
+        };
+        geometry
+            .holds_entries_of(SMALLEST_ENTRY)
+            .then_some(geometry)
+    }
+
+    /// Whether every table has room for its entries, if each takes `bytes` bytes.
+    pub fn holds_entries_of(&self, bytes: u64) -> bool {
+        self.levels_down().all(|level| {
+            let shape = self.shape(level);
+            u64::from(shape.table_bytes) >> shape.index_bits >= bytes
         })
     }
 
@@ -199,6 +213,16 @@ impl Geometry {
         self.levels_down().filter(|level| self.shape(*level).leaf)
     }
 
+    /// The sizes of leaves in bytes, largest first, each with its level: a run of leaves that
+    /// hardware may keep as one counts as a size of its own.
+    pub fn leaf_sizes(&self) -> impl Iterator<Item = (Level, u64)> + '_ {
+        self.leaf_levels().flat_map(|level| {
+            let run = self.run_bytes(level).into_iter();
+            run.chain([self.entry_bytes(level)])
+                .map(move |bytes| (level, bytes))
+        })
+    }
+
     /// The fewest bytes of tables that can map the pages in `ranges` with leaves no larger than
     /// `largest`: the root, and each lower table that some range needs, once.
     ///
@@ -226,6 +250,7 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     fn shape(shift: u8, index_bits: u8) -> LevelShape {
         LevelShape {
@@ -255,11 +280,51 @@ mod tests {
             None,
             "the end of 64 bits is no number"
         );
-        let small = LevelShape {
-            table_bytes: 1024,
-            ..shape(12, 9)
+        let with_tables_of = |table_bytes| {
+            let shape = LevelShape {
+                table_bytes,
+                ..shape(12, 9)
+            };
+            Geometry::new(&[shape], 21)
         };
-        assert_eq!(Geometry::new(&[small], 21), None, "entries do not fit");
+        assert_eq!(with_tables_of(1024), None, "entries do not fit");
+        let small = with_tables_of(2048).unwrap();
+        assert!(small.holds_entries_of(4) && !small.holds_entries_of(8));
+        assert!(with_tables_of(4096).unwrap().holds_entries_of(8));
+    }
+
+    #[test]
+    fn runs_are_sizes_of_leaves() {
+        let run = |shape: LevelShape, run_bits| LevelShape { run_bits, ..shape };
+        let levels = [run(shape(12, 9), 4), shape(21, 9), run(shape(30, 9), 1)];
+        let sizes = |levels: &[LevelShape]| -> Vec<_> {
+            let geometry = Geometry::new(levels, 39).unwrap();
+            let sizes = geometry.leaf_sizes();
+            sizes.map(|(level, bytes)| (level.index(), bytes)).collect()
+        };
+        let expected = [
+            (2, 2 << 30),
+            (2, 1 << 30),
+            (1, 2 << 20),
+            (0, 1 << 16),
+            (0, 1 << 12),
+        ];
+        assert_eq!(sizes(&levels), expected);
+        let no_leaf = LevelShape {
+            leaf: false,
+            ..levels[2]
+        };
+        assert_eq!(sizes(&[levels[0], levels[1], no_leaf]), expected[2..]);
+        let small_root = LevelShape {
+            index_bits: 3,
+            ..levels[0]
+        };
+        let small = Geometry::new(&[small_root], 15).unwrap();
+        assert_eq!(
+            small.run_bytes(Level::PAGE),
+            None,
+            "eight entries are no run of sixteen"
+        );
     }
 
     #[test]

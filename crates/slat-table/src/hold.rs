@@ -1,15 +1,17 @@
 //! Stripes of a table, held, and what may be done under them: descend, and install leaves.
 
 use core::fmt;
+use core::ops::Range;
 
 use crate::address::{Gpa, GpaRange, Hpa};
 use crate::attributes::Attributes;
 use crate::cache::TableCache;
+use crate::entry::entry_address;
 use crate::format::{Entry, Format};
 use crate::geometry::Level;
 use crate::platform::Platform;
 use crate::stripe::{Held, Snapshot, StripeSet};
-use crate::table::{Leaves, PageTable, entry_address};
+use crate::table::{Leaves, PageTable};
 
 /// What an installation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,7 +23,8 @@ pub struct Installed {
     /// Leaves that were there and needed no change.
     pub present: u64,
     /// Where something else is in the way (P4): an entry for another address, of another memory
-    /// type, or of another size. The installation stopped there. Remove this range, then ask the
+    /// type, or of another size, or a run that would have to allow more. The installation stopped
+    /// there. Remove this range, then ask the
     /// host again.
     pub conflict: Option<GpaRange>,
 }
@@ -106,86 +109,187 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
         if place.level != leaves.level {
             return Ok(self.under_larger_leaf(leaves, &place));
         }
-        Ok(self.install_run(leaves, place))
+        Ok(self.install_leaves(leaves, &place))
     }
 
-    fn install_run(&mut self, leaves: &Leaves, first: Place) -> Installed {
-        let count = leaves.range.bytes() >> self.table.geometry.shape(leaves.level).shift;
-        let step = F::leaf_step(leaves.level);
+    /// Installs `leaves` in a table, in pieces that lie in one run or outside all: what is one of
+    /// a run is met as a whole.
+    #[inline]
+    fn install_leaves(&self, leaves: &Leaves, table: &Place) -> Installed {
+        let shape = self.table.geometry.shape(leaves.level);
+        let count = leaves.range.bytes() >> shape.shift;
         let mut installed = Installed::default();
-        let mut wanted = leaves.first;
-        for index in 0..count {
-            let entry = entry_address(first.entry, index);
+        if shape.run_bits == 0 {
+            self.install_alone(leaves, table, 0..count, &mut installed);
+            return installed;
+        }
+        let run = 1u64 << shape.run_bits;
+        // Entries from the start of the run that the first leaf lies in.
+        let ahead = (leaves.range.start().raw() >> shape.shift) & (run - 1);
+        let mut start = 0;
+        while start < count && installed.conflict.is_none() {
+            let end = count.min((start + ahead) / run * run + run - ahead);
+            self.install_piece(leaves, table, start..end, run, &mut installed);
+            start = end;
+        }
+        installed
+    }
+
+    /// Installs the leaves with these indexes, which lie where one run of `run` entries may be.
+    #[inline]
+    fn install_piece(
+        &self,
+        leaves: &Leaves,
+        table: &Place,
+        piece: Range<u64>,
+        run: u64,
+        installed: &mut Installed,
+    ) {
+        let level = leaves.level;
+        let entry = entry_address::<F>(table.entry, piece.start);
+        let raw = self.table.load(entry);
+        let place = Place { entry, level, raw };
+        if F::is_empty(level, place.raw) {
+            if let Some(first) = leaves.run(&piece, run, F::leaf_step(level))
+                && self.install_run(&place, run, first)
+            {
+                installed.new += run;
+                return;
+            }
+        } else if self.table.is_in_run(level, place.raw) {
+            return self.meet_run(leaves, &place, &piece, installed);
+        }
+        self.install_alone(leaves, table, piece, installed);
+    }
+
+    /// Installs the leaves with these indexes one by one.
+    #[inline]
+    fn install_alone(
+        &self,
+        leaves: &Leaves,
+        table: &Place,
+        indexes: Range<u64>,
+        installed: &mut Installed,
+    ) {
+        let level = leaves.level;
+        let step = F::leaf_step(level);
+        let mut wanted = leaves.leaf(indexes.start, step);
+        for index in indexes {
+            let entry = entry_address::<F>(table.entry, index);
             let raw = self.table.load(entry);
-            if F::is_empty(leaves.level, raw) {
+            if F::is_empty(level, raw) {
                 self.table.store(entry, wanted);
                 installed.new += 1;
             } else if raw == wanted {
                 installed.present += 1;
             } else {
-                match self.extend(entry, leaves.level, raw, wanted) {
+                let place = Place { entry, level, raw };
+                match self.extend(&place, wanted) {
                     Extended::Changed => installed.extended += 1,
                     Extended::Nothing => installed.present += 1,
                     Extended::Conflict => {
-                        let bytes = self.table.geometry.entry_bytes(leaves.level);
-                        let at = Gpa::new(leaves.range.start().raw() + index * bytes);
-                        installed.conflict = self.table.geometry.block(leaves.level, at);
-                        return installed;
+                        let at = leaves.gpa(index, &self.table.geometry);
+                        installed.conflict = self.table.geometry.block(level, at);
+                        return;
                     }
                 }
             }
             wanted = wanted.wrapping_add(step);
         }
-        installed
     }
 
-    /// P4: adds what `wanted` allows to the leaf `raw` if they agree in address and memory type.
-    fn extend(&self, entry: Hpa, level: Level, mut raw: u64, wanted: u64) -> Extended {
-        loop {
-            let (
-                Entry::Leaf {
-                    hpa,
-                    attributes: old,
-                },
-                Entry::Leaf {
-                    hpa: new_hpa,
-                    attributes,
-                },
-            ) = (
-                self.table.decode(level, raw),
-                self.table.decode(level, wanted),
-            )
-            else {
-                return Extended::Conflict;
-            };
-            if hpa != new_hpa || old.memory != attributes.memory {
-                return Extended::Conflict;
-            }
-            let union = Attributes {
-                permissions: old.permissions.union(attributes.permissions),
-                accessed: old.accessed || attributes.accessed,
-                dirty: old.dirty || attributes.dirty,
-                ..old
-            };
-            if union == old {
-                return Extended::Nothing;
-            }
-            let Ok(new) = F::leaf(&self.table.features, level, hpa, union) else {
-                return Extended::Conflict;
-            };
-            // P9: the hardware may set bits of a live entry at any moment.
-            match self.table.compare_exchange(entry, raw, new) {
-                Ok(()) => return Extended::Changed,
-                Err(found) => raw = found,
-            }
+    /// P4: adds what `wanted` allows to the leaf at `place` if they agree in address and memory
+    /// type.
+    fn extend(&self, place: &Place, wanted: u64) -> Extended {
+        let decode = |raw| self.table.decode(place.level, raw);
+        let (
+            Entry::Leaf {
+                hpa,
+                attributes: old,
+            },
+            Entry::Leaf {
+                hpa: new_hpa,
+                attributes,
+            },
+        ) = (decode(place.raw), decode(wanted))
+        else {
+            return Extended::Conflict;
+        };
+        if hpa != new_hpa || old.memory != attributes.memory {
+            return Extended::Conflict;
+        }
+        let union = |old: Attributes| Attributes {
+            permissions: old.permissions.union(attributes.permissions),
+            accessed: old.accessed || attributes.accessed,
+            dirty: old.dirty || attributes.dirty,
+            ..old
+        };
+        if union(old) == old {
+            return Extended::Nothing;
+        }
+        if self.change_leaf(place, 0, union) {
+            Extended::Changed
+        } else {
+            Extended::Conflict
+        }
+    }
+
+    /// P4 for a run in the way. It stays as it is but for what hardware notes in leaves: one that
+    /// allows more could not be told to all of its entries in one step.
+    fn meet_run(
+        &self,
+        leaves: &Leaves,
+        place: &Place,
+        piece: &Range<u64>,
+        installed: &mut Installed,
+    ) {
+        let at = leaves.gpa(piece.start, &self.table.geometry);
+        let wanted = leaves.leaf(piece.start, F::leaf_step(leaves.level));
+        let count = piece.end - piece.start;
+        let Some(run) = self.table.run_at(place, at) else {
+            installed.conflict = Some(leaves.range);
+            return;
+        };
+        let (
+            Entry::Leaf {
+                hpa: base,
+                attributes: old,
+            },
+            Entry::Leaf { hpa, attributes },
+        ) = (
+            self.table.decode(place.level, place.raw),
+            self.table.decode(place.level, wanted),
+        )
+        else {
+            installed.conflict = Some(run.range);
+            return;
+        };
+        let same = self.table.hpa_behind(at, place.level, base, old) == hpa
+            && old.memory == attributes.memory;
+        let allows = old.permissions.union(attributes.permissions) == old.permissions;
+        if !(same && allows) {
+            installed.conflict = Some(run.range);
+            return;
+        }
+        let noted = self.table.with_notes(&run, old);
+        let note = |of: Attributes| Attributes {
+            accessed: of.accessed || attributes.accessed,
+            dirty: of.dirty || attributes.dirty,
+            ..of
+        };
+        if note(noted) == noted {
+            installed.present += count;
+        } else if self.change_run(&run, note) {
+            installed.extended += count;
+        } else {
+            installed.conflict = Some(run.range);
         }
     }
 
     /// A leaf larger than wanted is in the way: fine if it maps the same memory and allows as
     /// much, a conflict otherwise.
     fn under_larger_leaf(&self, leaves: &Leaves, place: &Place) -> Installed {
-        let geometry = &self.table.geometry;
-        let conflict = geometry.block(place.level, leaves.range.start());
+        let start = leaves.range.start();
         let wanted = self.table.decode(leaves.level, leaves.first);
         if let (
             Entry::Leaf {
@@ -195,11 +299,11 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             Entry::Leaf { hpa, attributes },
         ) = (self.table.decode(place.level, place.raw), wanted)
         {
-            let offset = leaves.range.start().raw() & (geometry.entry_bytes(place.level) - 1);
-            let same = base.checked_add(offset) == Some(hpa) && old.memory == attributes.memory;
+            let same = self.table.hpa_behind(start, place.level, base, old) == hpa
+                && old.memory == attributes.memory;
             let allows = old.permissions.union(attributes.permissions) == old.permissions;
             if same && allows && (old.accessed || !attributes.accessed) {
-                let present = leaves.range.bytes() >> geometry.shape(leaves.level).shift;
+                let present = leaves.range.bytes() >> self.table.geometry.shape(leaves.level).shift;
                 return Installed {
                     present,
                     ..Installed::default()
@@ -207,8 +311,38 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             }
         }
         Installed {
-            conflict,
+            conflict: self.table.run_at(place, start).map(|run| run.range),
             ..Installed::default()
+        }
+    }
+
+    /// Changes what the leaf at `place` says, whatever the hardware notes in it meanwhile. The
+    /// leaf maps what is `offset` bytes behind the address that it decodes to. False if the format
+    /// cannot express what it is to say, or the entry is no leaf.
+    pub(crate) fn change_leaf(
+        &self,
+        place: &Place,
+        offset: u64,
+        change: impl Fn(Attributes) -> Attributes,
+    ) -> bool {
+        let mut raw = place.raw;
+        loop {
+            let Entry::Leaf { hpa, attributes } = self.table.decode(place.level, raw) else {
+                return false;
+            };
+            let hpa = Hpa::new(hpa.raw() | offset);
+            let Ok(new) = F::leaf(&self.table.features, place.level, hpa, change(attributes))
+            else {
+                return false;
+            };
+            if new == raw {
+                return true;
+            }
+            // P9: the hardware may set bits of a live entry at any moment.
+            match self.table.compare_exchange(place.entry, raw, new) {
+                Ok(()) => return true,
+                Err(found) => raw = found,
+            }
         }
     }
 
@@ -218,7 +352,7 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
         let mut level = self.table.geometry.root();
         let mut table = self.table.root;
         loop {
-            let entry = entry_address(table, self.table.geometry.index(level, gpa));
+            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
             let raw = self.table.load(entry);
             match level.down() {
                 Some(below) if level > lowest && F::is_table(level, raw) => {
@@ -244,7 +378,7 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             if level <= lowest {
                 break;
             }
-            let entry = entry_address(table, self.table.geometry.index(level, gpa));
+            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
             let mut raw = self.table.load(entry);
             if F::is_empty(level, raw) {
                 raw = self.link_table(entry, level, below, raw, tables)?;
@@ -255,7 +389,7 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             table = F::address(&self.table.features, level, raw);
             level = below;
         }
-        let entry = entry_address(table, self.table.geometry.index(level, gpa));
+        let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
         Ok(Place {
             entry,
             level,

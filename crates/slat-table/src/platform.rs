@@ -20,7 +20,10 @@ use crate::sync::Ordering;
 ///   filled with zeros that every CPU and table walker can see;
 /// * `load`, `store`, `compare_exchange` and `swap` are single-copy atomic on 8 bytes, carry the
 ///   ordering given (a table walker counts as an observer) and move values unchanged (the engine
-///   deals with byte order).
+///   deals with byte order);
+/// * so are `load_word`, `store_word`, `compare_exchange_word` and `swap_word` on 4 bytes, and they
+///   leave the bytes around those alone. Formats with entries of 4 bytes use only these. They are
+///   provided, made of the others; a machine that accesses 4 bytes by itself overrides all four.
 pub trait TableMemory: Send + Sync {
     /// A zeroed table of `bytes` bytes (a power of two) aligned to its size, or `None`.
     ///
@@ -46,6 +49,95 @@ pub trait TableMemory: Send + Sync {
 
     /// Replaces whatever is at `entry` by `new` (acquire and release) and returns it.
     fn swap(&self, entry: Hpa, new: u64) -> u64;
+
+    /// The entry of 4 bytes at `entry`.
+    #[inline]
+    fn load_word(&self, entry: Hpa, order: Ordering) -> u32 {
+        Word::at(entry).of(self.load(Word::at(entry).pair, order))
+    }
+
+    /// Writes the entry of 4 bytes at `entry`.
+    #[inline]
+    fn store_word(&self, entry: Hpa, value: u32, _order: Ordering) {
+        // The entry beside it may change at any moment, so no store of 8 bytes will do.
+        self.swap_word(entry, value);
+    }
+
+    /// Replaces `old` by `new` at `entry`, 4 bytes (acquire and release).
+    ///
+    /// # Errors
+    ///
+    /// The value found, if it is not `old`.
+    #[inline]
+    fn compare_exchange_word(&self, entry: Hpa, old: u32, new: u32) -> Result<(), u32> {
+        let word = Word::at(entry);
+        let mut pair = self.load(word.pair, Ordering::Acquire);
+        loop {
+            let found = word.of(pair);
+            if found != old {
+                return Err(found);
+            }
+            match self.compare_exchange(word.pair, pair, word.with(pair, new)) {
+                Ok(()) => return Ok(()),
+                Err(now) => pair = now,
+            }
+        }
+    }
+
+    /// Replaces whatever is at `entry`, 4 bytes, by `new` (acquire and release) and returns it.
+    #[inline]
+    fn swap_word(&self, entry: Hpa, new: u32) -> u32 {
+        let word = Word::at(entry);
+        let mut pair = self.load(word.pair, Ordering::Acquire);
+        loop {
+            match self.compare_exchange(word.pair, pair, word.with(pair, new)) {
+                Ok(()) => return word.of(pair),
+                Err(now) => pair = now,
+            }
+        }
+    }
+}
+
+/// Where an entry of 4 bytes is: in one half of 8 bytes.
+#[derive(Clone, Copy)]
+struct Word {
+    /// Where the 8 bytes are.
+    pair: Hpa,
+    /// How far up the word stands in them, read as a number by this CPU.
+    shift: u32,
+}
+
+impl Word {
+    #[inline]
+    const fn at(entry: Hpa) -> Self {
+        let first_by_address = entry.is_aligned(8);
+        let first_is_lower = cfg!(target_endian = "little");
+        Self {
+            pair: entry.align_down(8),
+            shift: if first_by_address == first_is_lower {
+                0
+            } else {
+                32
+            },
+        }
+    }
+
+    /// The word in `pair`.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "one half is what is wanted"
+    )]
+    const fn of(self, pair: u64) -> u32 {
+        (pair >> self.shift) as u32
+    }
+
+    /// `pair` with `value` for its word.
+    #[inline]
+    const fn with(self, pair: u64, value: u32) -> u64 {
+        let mask = (u32::MAX as u64) << self.shift;
+        pair & !mask | (value as u64) << self.shift
+    }
 }
 
 /// How many separate ranges a [`TlbWork`] keeps before it widens the last one.

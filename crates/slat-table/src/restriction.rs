@@ -1,4 +1,4 @@
-//! Taking translations away: unmap, split, and tidying up of tables.
+//! Taking translations away: unmap, and tidying up of tables. Splitting is in [`crate::split`].
 //!
 //! A [`Restriction`] is a removal in progress over a range. While it lives, the stripes that the
 //! range touches are marked, and nobody installs anything under them. Its operations return
@@ -9,23 +9,26 @@
 
 use core::fmt;
 
-use crate::address::{Gpa, GpaRange, Hpa};
-use crate::attributes::Attributes;
+use crate::address::{Gpa, GpaRange};
 use crate::cache::TableCache;
+use crate::entry::entry_address;
 use crate::flush::{Flush, Owed};
-use crate::format::{Entry, Format};
+use crate::format::Format;
 use crate::geometry::Level;
 use crate::hold::{Hold, Place};
 use crate::platform::{Platform, TlbWork};
+use crate::run::Run;
+use crate::split::splits_into_leaves;
 use crate::stripe::{StripeSet, StripesId};
-use crate::table::{PageTable, entry_address};
+use crate::table::PageTable;
 
-/// What becomes of a block of which only part is to be unmapped.
+/// What becomes of a block, or of a run of leaves, of which only part is to be unmapped.
 pub enum PartialBlock<'c, 't, F: Format, P: Platform> {
     /// All of it goes; what was outside the range is faulted in again.
     Drop,
     /// It is split, so that what is outside the range stays. Tables come from the cache, which
-    /// is refilled as needed; where that fails, the block is dropped.
+    /// is refilled as needed; where that fails, the block is dropped. A run becomes single leaves,
+    /// which takes no memory.
     Split(&'c mut TableCache<'t, F, P>),
 }
 
@@ -53,11 +56,11 @@ pub struct Raised {
 /// A removal in progress.
 #[must_use = "faults under its stripes stall while a restriction lives"]
 pub struct Restriction<'t, F: Format, P: Platform> {
-    table: &'t PageTable<F, P>,
+    pub(crate) table: &'t PageTable<F, P>,
     // P8: the stripes raised, each once.
     raised: StripeSet,
     // P7: what must be flushed before they are lowered.
-    owed: Owed<'t, F, P>,
+    pub(crate) owed: Owed<'t, F, P>,
 }
 
 impl<F: Format, P: Platform> PageTable<F, P> {
@@ -96,6 +99,8 @@ enum Step {
     Wider(GpaRange),
     /// The block at this place is to be split.
     Split(Place, GpaRange),
+    /// This run is to be broken.
+    Break(Run),
 }
 
 impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
@@ -158,6 +163,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                         partial = PartialBlock::Drop;
                     }
                 }
+                Step::Break(run) => self.break_run(&run, Some(range), &mut owed),
             }
         }
         // P6 for what was skipped without holding its stripes.
@@ -186,9 +192,10 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             None => self.table.hold_stripes(self.table.stripes.of(at)),
         };
         let place = self.first_removable(&hold, todo, *can_detach);
-        let Some(block) = self.table.geometry().block(place.level, at) else {
+        let Some(run) = self.table.run_at(&place, at) else {
             return Step::Up(None);
         };
+        let block = run.range;
         let stripes = self.table.stripes.covering(&block);
         if hold.others_active() {
             // P6: someone else may have removed entries here whose flush is not complete.
@@ -196,7 +203,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             owed.add(&TlbWork::everything_in(span));
         }
         if place.level == Level::PAGE {
-            return Step::Up(self.unmap_pages(todo, &place, owed));
+            return self.unmap_pages(todo, &place, partial, owed);
         }
         if F::is_empty(place.level, place.raw) {
             // No stripe need be held to know that it stays empty: all are marked, so nobody
@@ -217,10 +224,16 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                 );
             }
         } else {
-            if !todo.covers(&block) && partial.splits(self.table, place.level) {
-                return Step::Split(place, block);
+            if !todo.covers(&block) && partial.splits(self.table, &run) {
+                return if run.is_alone() {
+                    Step::Split(place, block)
+                } else {
+                    Step::Break(run)
+                };
             }
-            self.table.swap(place.entry, F::empty(place.level));
+            for entry in run.each::<F>() {
+                self.table.swap(entry, F::empty(place.level));
+            }
             owed.add(&TlbWork::leaves(block, place.level));
         }
         Step::Up(Some(block.end()))
@@ -248,19 +261,37 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     }
 
     /// Empties the entries of one level-0 table from `place` on, as far as `todo` and the span
-    /// go. Returns where it stopped.
+    /// go; before that, what becomes of a run that lies only partly in `todo` is up to `partial`.
     fn unmap_pages(
         &self,
         todo: &GpaRange,
         place: &Place,
+        partial: &PartialBlock<'_, '_, F, P>,
         owed: &mut Owed<'_, F, P>,
-    ) -> Option<Gpa> {
-        let part = self.table.span(todo.start())?.intersection(todo)?;
+    ) -> Step {
+        let inside = self
+            .table
+            .span(todo.start())
+            .and_then(|span| span.intersection(todo));
+        let Some(inside) = inside else {
+            return Step::Up(None);
+        };
+        let mut part = inside;
+        let mut first = place.entry;
+        for run in self.runs_at_ends(&inside, place).into_iter().flatten() {
+            if partial.splits(self.table, &run) {
+                return Step::Break(run);
+            }
+            if run.range.start() < part.start() {
+                first = run.first;
+            }
+            part = part.hull(&run.range);
+        }
         let empty = F::empty(Level::PAGE);
         let shift = self.table.geometry().shape(Level::PAGE).shift;
         let mut found = false;
         for index in 0..part.bytes() >> shift {
-            let entry = entry_address(place.entry, index);
+            let entry = entry_address::<F>(first, index);
             if !F::is_empty(Level::PAGE, self.table.load(entry)) {
                 self.table.swap(entry, empty);
                 found = true;
@@ -269,136 +300,34 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         if found {
             owed.add(&TlbWork::leaves(part, Level::PAGE));
         }
-        Some(part.end())
+        Step::Up(Some(inside.end()))
     }
 
-    /// Replaces every block in `range` that is larger than an entry of `to` by a table, with all
-    /// attributes kept, down to entries of `to`. Best effort: a block stays as it is if there is
-    /// no memory for its table, and is gone (to be faulted in again) if a removal met it half way.
-    pub fn split(
-        &mut self,
-        range: &GpaRange,
-        to: Level,
-        tables: &mut TableCache<'_, F, P>,
-    ) -> Flush<'_, 't, F, P> {
-        let mut owed = self.owed.take();
-        self.cover(range);
-        let mut rest = self.table.within_address_width(range);
-        while let Some(todo) = rest {
-            let hold = self.table.hold_stripes(self.table.stripes.of(todo.start()));
-            let place = hold.descend(todo.start(), to);
-            drop(hold);
-            let Some(block) = self.table.geometry().block(place.level, todo.start()) else {
-                break;
-            };
-            let leaf = matches!(
-                self.table.decode(place.level, place.raw),
-                Entry::Leaf { .. }
-            );
-            let wanted = leaf && place.level > to && splits_into_leaves(self.table, place.level);
-            if wanted && tables.fill().is_ok() {
-                self.cover(&block);
-                if self.split_block(&place, &block, None, tables, &mut owed) {
-                    continue;
-                }
-            }
-            rest = todo.from(block.end());
-        }
-        self.owed = owed;
-        Flush::of(&mut self.owed)
-    }
-
-    /// Splits the block at `place` into a table of the next level, leaving out children that lie
-    /// wholly in `without`. `tables` has a table for that level; `block`'s stripes are marked.
-    /// False if the block is still there.
-    fn split_block(
-        &self,
-        place: &Place,
-        block: &GpaRange,
-        without: Option<&GpaRange>,
-        tables: &mut TableCache<'_, F, P>,
-        owed: &mut Owed<'_, F, P>,
-    ) -> bool {
-        let Some(below) = place.level.down() else {
-            return false;
-        };
-        let hold = self.table.hold(block);
-        let now = hold.descend(block.start(), place.level);
-        if now.level != place.level {
-            return true;
-        }
-        let (hpa, mut attributes) = match self.table.decode(now.level, now.raw) {
-            Entry::Leaf { hpa, attributes } => (hpa, attributes),
-            Entry::Empty | Entry::Table(_) => return true,
-            // Not ours to take apart.
-            Entry::Foreign(_) => return false,
-        };
-        let mut old = now.raw;
-        let broken = self.table.rules().break_before_make;
-        if broken {
-            old = self.table.swap(now.entry, F::empty(now.level));
-            if let Entry::Leaf {
-                attributes: last, ..
-            } = self.table.decode(now.level, old)
-            {
-                attributes = last;
-            }
-        }
-        let sequences = hold.sequences();
-        drop(hold);
-        owed.add(&TlbWork::leaves(*block, place.level));
-        if broken {
-            owed.carry_out();
-            old = F::empty(place.level);
-        }
-        let Some(child) = tables.take(below) else {
-            return broken;
-        };
-        let half = Half {
-            level: below,
-            block: *block,
-            hpa,
-            attributes,
-        };
-        let full = self.fill_child(child, &half, without);
-        let hold = self.table.hold(block);
-        // Between the two holds someone else may have begun, or even finished, a removal that
-        // found nothing here. Then what we are about to write back is not ours to write.
-        let undisturbed = !hold.others_active() && hold.sequences() == sequences;
-        let link = F::table(self.table.features(), place.level, child);
-        let linked =
-            full && undisturbed && self.table.compare_exchange(now.entry, old, link).is_ok();
-        drop(hold);
-        if linked {
-            self.table.platform().publish();
-        } else {
-            self.table.free_table(below, child);
-        }
-        linked || broken
-    }
-
-    /// Writes the entries of the unlinked table `child`; false if the format refuses one.
-    fn fill_child(&self, child: Hpa, half: &Half, without: Option<&GpaRange>) -> bool {
+    /// The runs of pages that begin before or end after `inside`, a part of one span whose first
+    /// entry is at `place`.
+    fn runs_at_ends(&self, inside: &GpaRange, place: &Place) -> [Option<Run>; 2] {
         let geometry = self.table.geometry();
-        let bytes = geometry.entry_bytes(half.level);
-        for index in 0..self.table.entries(half.level) {
-            let offset = index * bytes;
-            let gone = without.is_some_and(|range| {
-                geometry
-                    .block(half.level, Gpa::new(half.block.start().raw() + offset))
-                    .is_some_and(|part| range.covers(&part))
-            });
-            if gone {
-                continue;
+        let Some(bytes) = geometry.run_bytes(Level::PAGE) else {
+            return [None; 2];
+        };
+        let last = (inside.bytes() >> geometry.shape(Level::PAGE).shift) - 1;
+        let ends = [
+            (0, inside.start(), inside.start()),
+            (last, Gpa::new(inside.end().raw() - 1), inside.end()),
+        ];
+        ends.map(|(index, page, end)| {
+            if end.is_aligned(bytes) {
+                return None;
             }
-            let Some(hpa) = half.hpa.checked_add(offset) else {
-                return false;
+            let entry = entry_address::<F>(place.entry, index);
+            let place = Place {
+                entry,
+                level: Level::PAGE,
+                raw: self.table.load(entry),
             };
-            let encoded = F::leaf(self.table.features(), half.level, hpa, half.attributes);
-            let Ok(raw) = encoded else { return false };
-            self.table.store(entry_address(child, index), raw);
-        }
-        true
+            let run = self.table.run_at(&place, page)?;
+            (!run.is_alone()).then_some(run)
+        })
     }
 
     /// Frees tables at the edges of `range` that map nothing any more: what a removal that does
@@ -448,7 +377,8 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             return false;
         };
         let child = F::address(self.table.features(), place.level, place.raw);
-        let is_empty = |index| F::is_empty(below, self.table.load(entry_address(child, index)));
+        let is_empty =
+            |index| F::is_empty(below, self.table.load(entry_address::<F>(child, index)));
         F::is_table(place.level, place.raw) && (0..self.table.entries(below)).all(is_empty)
     }
 }
@@ -462,25 +392,11 @@ struct Unmapping {
     can_detach: bool,
 }
 
-/// A block being split into entries of the next level.
-struct Half {
-    level: Level,
-    block: GpaRange,
-    hpa: Hpa,
-    attributes: Attributes,
-}
-
 impl<F: Format, P: Platform> PartialBlock<'_, '_, F, P> {
-    fn splits(&self, table: &PageTable<F, P>, level: Level) -> bool {
-        matches!(self, Self::Split(_)) && splits_into_leaves(table, level)
+    /// Whether this leaf, or run of leaves, is to be taken apart.
+    fn splits(&self, table: &PageTable<F, P>, run: &Run) -> bool {
+        matches!(self, Self::Split(_)) && (!run.is_alone() || splits_into_leaves(table, run.level))
     }
-}
-
-/// Whether the pieces of a block of `level` can be leaves.
-fn splits_into_leaves<F: Format, P: Platform>(table: &PageTable<F, P>, level: Level) -> bool {
-    level
-        .down()
-        .is_some_and(|below| table.geometry().shape(below).leaf)
 }
 
 impl<F: Format, P: Platform> Drop for Restriction<'_, F, P> {

@@ -566,6 +566,27 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_four_bytes_changes_without_its_neighbour() {
+        let machine = Machine::new();
+        let table = machine.allocate(4096).unwrap();
+        let (left, right) = (table, table.checked_add(4).unwrap());
+        let order = Ordering::Acquire;
+        for (here, beside) in [(left, right), (right, left)] {
+            machine.store_word(beside, 0x89ab_cdef, Ordering::Release);
+            machine.store_word(here, 1, Ordering::Release);
+            assert_eq!(machine.swap_word(here, 2), 1);
+            assert_eq!(machine.compare_exchange_word(here, 1, 3), Err(2));
+            assert_eq!(machine.compare_exchange_word(here, 2, 3), Ok(()));
+            assert_eq!(machine.load_word(here, order), 3);
+            assert_eq!(machine.load_word(beside, order), 0x89ab_cdef);
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&machine.load_word(left, order).to_ne_bytes());
+            bytes[4..].copy_from_slice(&machine.load_word(right, order).to_ne_bytes());
+            assert_eq!(machine.load(table, order).to_ne_bytes(), bytes);
+        }
+    }
+
+    #[test]
     fn events_say_what_was_written() {
         let machine = Machine::new();
         let table = machine.allocate(4096).unwrap();

@@ -9,11 +9,12 @@
 use core::fmt;
 
 use crate::address::{Gpa, GpaRange, Hpa};
-use crate::attributes::Attributes;
 use crate::cache::OutOfTables;
-use crate::format::{ByteOrder, EncodeError, Entry, Format, GeometryError, Rules};
+use crate::entry::entry_address;
+use crate::format::{Entry, Format, GeometryError, Rules};
 use crate::geometry::{Geometry, Level};
 use crate::hold::{Hold, Installed};
+pub use crate::leaves::{Leaves, LeavesError};
 use crate::platform::Platform;
 use crate::stripe::{MAX_STRIPES, Snapshot, StripeSet, Stripes};
 use crate::sync::{Counter, Ordering};
@@ -46,50 +47,15 @@ pub enum NewTableError {
     /// The number of stripes is no power of two or too large.
     #[error("{0} stripes: need a power of two, at most {MAX_STRIPES}")]
     Stripes(usize),
+    /// The format's tables have no room for its entries.
+    #[error("tables of {0} have no room for their entries")]
+    Entries(&'static str),
     /// No memory for the stripes.
     #[error("no memory for {0} stripes")]
     NoMemory(usize),
     /// No memory for the root.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
-}
-
-/// Neighbouring leaves of one level, encoded and ready to install.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaves {
-    pub(crate) range: GpaRange,
-    pub(crate) level: Level,
-    pub(crate) first: u64,
-}
-
-impl Leaves {
-    /// What they map.
-    pub fn range(&self) -> GpaRange {
-        self.range
-    }
-
-    /// Their level.
-    pub fn level(&self) -> Level {
-        self.level
-    }
-}
-
-/// Why leaves could not be encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LeavesError {
-    /// The format cannot express them.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    /// The range is not whole entries of the level, does not lie in one table, lies beyond the
-    /// guest's address width, or its host addresses cannot be counted through in one go.
-    #[error("{range} is not a run of entries of one table of level {}", level.index())]
-    NotARun {
-        /// The range asked for.
-        range: GpaRange,
-        /// The level asked for.
-        level: Level,
-    },
 }
 
 /// Second-level page tables of one VM.
@@ -117,6 +83,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         options: TableOptions,
     ) -> Result<Self, NewTableError> {
         let geometry = F::geometry(&features, options.address_bits)?;
+        if !geometry.holds_entries_of(F::ENTRY_BYTES) {
+            return Err(NewTableError::Entries(F::NAME));
+        }
         let count = options.stripes;
         if !count.is_power_of_two() || count > MAX_STRIPES {
             return Err(NewTableError::Stripes(count));
@@ -194,64 +163,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         self.stripes.snapshot(self.stripes.covering(range))
     }
 
-    /// Encodes the leaves of `level` that map `range` to host memory from `hpa` on.
-    ///
-    /// # Errors
-    ///
-    /// [`LeavesError`], if the format cannot express them or they are no run of one table.
-    #[inline]
-    pub fn leaves(
-        &self,
-        range: GpaRange,
-        hpa: Hpa,
-        level: Level,
-        attributes: Attributes,
-    ) -> Result<Leaves, LeavesError> {
-        let bytes = self.geometry.entry_bytes(level);
-        let maps = self.geometry.table_maps(level);
-        let one_table = range.start().raw() / maps == (range.end().raw() - 1) / maps;
-        let whole = range.start().is_aligned(bytes) && range.end().is_aligned(bytes);
-        let exists = level <= self.geometry.root() && self.geometry.contains(&range);
-        if !(one_table && whole && exists) {
-            return Err(LeavesError::NotARun { range, level });
-        }
-        if !self.geometry.shape(level).leaf {
-            return Err(EncodeError::NoLeaf(level).into());
-        }
-        let first = F::leaf(&self.features, level, hpa, attributes)?;
-        if range.bytes() > bytes {
-            self.check_last(&range, hpa, level, attributes, first)?;
-        }
-        Ok(Leaves {
-            range,
-            level,
-            first,
-        })
-    }
-
-    /// Checks that the last leaf of a run can be encoded, and is what stepping from the first
-    /// leads to: an address field in pieces does not carry from one into the other.
-    fn check_last(
-        &self,
-        range: &GpaRange,
-        hpa: Hpa,
-        level: Level,
-        attributes: Attributes,
-        first: u64,
-    ) -> Result<(), LeavesError> {
-        let shift = self.geometry.shape(level).shift;
-        let steps = (range.bytes() >> shift) - 1;
-        let offset = steps << shift;
-        let not_a_run = LeavesError::NotARun {
-            range: *range,
-            level,
-        };
-        let last = hpa.checked_add(offset).ok_or(not_a_run)?;
-        let encoded = F::leaf(&self.features, level, last, attributes)?;
-        let stepped = first.wrapping_add(steps.wrapping_mul(F::leaf_step(level)));
-        (encoded == stepped).then_some(()).ok_or(not_a_run)
-    }
-
     /// Holds the stripes of all spans that `range` touches.
     #[inline]
     pub fn hold(&self, range: &GpaRange) -> Hold<'_, F, P> {
@@ -300,7 +211,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let empty = F::empty(level);
         if empty != 0 {
             for index in 0..self.entries(level) {
-                self.store(entry_address(table, index), empty);
+                self.store(entry_address::<F>(table, index), empty);
             }
         }
         self.tables.fetch_add(1, Ordering::Relaxed);
@@ -321,7 +232,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     pub(crate) fn free_subtree(&self, level: Level, table: Hpa) {
         if let Some(below) = level.down() {
             for index in 0..self.entries(level) {
-                let raw = self.load(entry_address(table, index));
+                let raw = self.load(entry_address::<F>(table, index));
                 if F::is_table(level, raw) {
                     self.free_subtree(below, F::address(&self.features, level, raw));
                 }
@@ -337,29 +248,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     #[inline]
     pub(crate) fn decode(&self, level: Level, raw: u64) -> Entry {
         F::decode(&self.features, level, raw)
-    }
-
-    #[inline]
-    pub(crate) fn load(&self, entry: Hpa) -> u64 {
-        in_order::<F>(self.platform.load(entry, Ordering::Acquire))
-    }
-
-    #[inline]
-    pub(crate) fn store(&self, entry: Hpa, value: u64) {
-        self.platform
-            .store(entry, in_order::<F>(value), Ordering::Release);
-    }
-
-    #[inline]
-    pub(crate) fn swap(&self, entry: Hpa, value: u64) -> u64 {
-        in_order::<F>(self.platform.swap(entry, in_order::<F>(value)))
-    }
-
-    #[inline]
-    pub(crate) fn compare_exchange(&self, entry: Hpa, old: u64, new: u64) -> Result<(), u64> {
-        self.platform
-            .compare_exchange(entry, in_order::<F>(old), in_order::<F>(new))
-            .map_err(in_order::<F>)
     }
 }
 
@@ -384,20 +272,5 @@ impl<F: Format, P: Platform> fmt::Debug for PageTable<F, P> {
             .field("root", &self.root)
             .field("tables", &self.tables())
             .finish_non_exhaustive()
-    }
-}
-
-/// Address of the entry `index` of `table`.
-#[inline]
-pub(crate) const fn entry_address(table: Hpa, index: u64) -> Hpa {
-    Hpa::new(table.raw() + index * 8)
-}
-
-/// Turns a value into the format's byte order, or back.
-#[inline]
-const fn in_order<F: Format>(value: u64) -> u64 {
-    match F::BYTE_ORDER {
-        ByteOrder::Little => value.to_le(),
-        ByteOrder::Big => value.to_be(),
     }
 }

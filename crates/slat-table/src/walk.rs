@@ -8,6 +8,7 @@ use crate::format::{Entry, Format};
 use crate::geometry::{Level, MAX_LEVELS};
 use crate::hold::{Hold, Place};
 use crate::platform::Platform;
+use crate::run::Run;
 use crate::table::PageTable;
 
 /// How many leaves are looked at in one hold of a stripe.
@@ -20,7 +21,8 @@ pub struct Translation {
     pub hpa: Hpa,
     /// The level of the leaf.
     pub level: Level,
-    /// What the leaf says.
+    /// What the leaf says; whether it was used or written, for one of a run, is what any leaf of
+    /// the run says.
     pub attributes: Attributes,
 }
 
@@ -33,19 +35,27 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
         let hold = self.hold_stripes(self.stripes.of(gpa));
         let place = hold.descend(gpa, Level::PAGE);
-        let Entry::Leaf { hpa, attributes } = self.decode(place.level, place.raw) else {
+        let Entry::Leaf {
+            hpa,
+            mut attributes,
+        } = self.decode(place.level, place.raw)
+        else {
             return None;
         };
-        let offset = gpa.raw() & (self.geometry.entry_bytes(place.level) - 1);
+        if attributes.contiguous
+            && let Some(run) = self.run_at(&place, gpa)
+        {
+            attributes = self.with_notes(&run, attributes);
+        }
         Some(Translation {
-            hpa: Hpa::new(hpa.raw() | offset),
+            hpa: self.hpa_behind(gpa, place.level, hpa, attributes),
             level: place.level,
             attributes,
         })
     }
 
     /// Calls `visit` for every leaf that maps part of `range`, in ascending order, with what it
-    /// maps and its level. Each was seen under its stripe, which is let go before `visit` is
+    /// maps and its level. A run counts as one leaf. Each was seen under its stripe, which is let go before `visit` is
     /// called; together they are no snapshot.
     pub fn for_each_leaf(&self, range: &GpaRange, mut visit: impl FnMut(GpaRange, Level)) {
         let mut rest = self.within_address_width(range);
@@ -72,19 +82,21 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             // A place above the span is seen under one of its stripes only, which is enough to
             // know that it is a leaf or empty.
             let place = hold.descend(rest.start(), Level::PAGE);
-            let block = self.geometry.block(place.level, rest.start())?;
+            let run = self.run_at(&place, rest.start())?;
             if !F::is_empty(place.level, place.raw) {
-                seen.push((block, place.level));
+                seen.push((run.range, place.level));
             }
-            rest = rest.from(block.end())?;
+            rest = rest.from(run.range.end())?;
         }
         Some(rest)
     }
 
-    /// Number of leaves by level that map part of `range`.
+    /// Number of leaves by level that map part of `range`; of a run that does, all of its leaves.
     pub fn count_leaves(&self, range: &GpaRange) -> [u64; MAX_LEVELS] {
         let mut counts = [0; MAX_LEVELS];
-        self.for_each_leaf(range, |_, level| counts[level.index()] += 1);
+        self.for_each_leaf(range, |leaf, level| {
+            counts[level.index()] += leaf.bytes() >> self.geometry.shape(level).shift;
+        });
         counts
     }
 
@@ -106,48 +118,41 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             let at = todo.start();
             let mut hold = self.hold_stripes(self.stripes.of(at));
             let mut place = hold.descend(at, Level::PAGE);
-            let Some(block) = self.geometry.block(place.level, at) else {
+            let Some(run) = self.run_at(&place, at) else {
                 return young;
             };
             let used = !F::is_empty(place.level, place.raw);
-            if used && !hold.stripes().covers(self.stripes.covering(&block)) {
+            if used && !hold.stripes().covers(self.stripes.covering(&run.range)) {
                 drop(hold);
-                hold = self.hold(&block);
+                hold = self.hold(&run.range);
                 place = hold.descend(at, Level::PAGE);
             }
-            rest = self
-                .geometry
-                .block(place.level, at)
-                .and_then(|block| todo.from(block.end()));
-            young |= hold.accessed(&place, clear);
+            // Where it is another leaf by now, it may reach beyond what is held. That is harmless:
+            // no table above `at` vanishes, and marks are changed by compare-exchange.
+            let Some(run) = self.run_at(&place, at) else {
+                return young;
+            };
+            rest = todo.from(run.range.end());
+            young |= hold.accessed(&place, &run, clear);
         }
         young
     }
 }
 
 impl<F: Format, P: Platform> Hold<'_, F, P> {
-    /// Whether the leaf at `place` was used; clears that if asked.
-    fn accessed(&mut self, place: &Place, clear: bool) -> bool {
-        let mut raw = place.raw;
-        loop {
-            let Entry::Leaf { hpa, attributes } = self.table().decode(place.level, raw) else {
-                return false;
-            };
-            if !attributes.accessed || !clear {
-                return attributes.accessed;
-            }
-            let old = Attributes {
+    /// Whether the leaf at `place`, which is one of `run`, was used; clears that if asked.
+    fn accessed(&self, place: &Place, run: &Run, clear: bool) -> bool {
+        let Entry::Leaf { attributes, .. } = self.table().decode(place.level, place.raw) else {
+            return false;
+        };
+        let young = self.table().with_notes(run, attributes).accessed;
+        if young && clear {
+            // Where the format cannot say so, it stays young.
+            self.change_run(run, |of| Attributes {
                 accessed: false,
-                ..attributes
-            };
-            let Ok(new) = F::leaf(self.table().features(), place.level, hpa, old) else {
-                return true;
-            };
-            // P9: the hardware may set bits of a live entry at any moment.
-            match self.table().compare_exchange(place.entry, raw, new) {
-                Ok(()) => return true,
-                Err(found) => raw = found,
-            }
+                ..of
+            });
         }
+        young
     }
 }

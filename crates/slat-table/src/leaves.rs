@@ -1,0 +1,201 @@
+//! Neighbouring leaves, encoded before any lock is taken.
+//!
+//! Whoever maps a range says so in [`Leaves`]: the first entry, from which all others follow by
+//! adding the format's step. Where the range holds whole [runs](crate::run) and the format can
+//! express them, the leaves of those are encoded too, as one of a run.
+
+use core::ops::Range;
+
+use crate::address::{Gpa, GpaRange, Hpa};
+use crate::attributes::Attributes;
+use crate::format::{EncodeError, Format};
+use crate::geometry::{Geometry, Level, LevelShape};
+use crate::platform::Platform;
+use crate::table::PageTable;
+
+/// Neighbouring leaves of one level, encoded and ready to install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaves {
+    pub(crate) range: GpaRange,
+    pub(crate) level: Level,
+    /// The first leaf, where it is alone.
+    pub(crate) first: u64,
+    pub(crate) runs: Option<Runs>,
+}
+
+/// The whole runs among neighbouring leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Runs {
+    /// Index of the first run's first leaf.
+    start: u64,
+    /// That leaf, as one of a run.
+    first: u64,
+}
+
+impl Leaves {
+    /// What they map.
+    pub fn range(&self) -> GpaRange {
+        self.range
+    }
+
+    /// Their level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The leaf of this index, alone, where `step` leads from one to the next.
+    #[inline]
+    pub(crate) const fn leaf(&self, index: u64, step: u64) -> u64 {
+        self.first.wrapping_add(index.wrapping_mul(step))
+    }
+
+    /// The first leaf of the run that these indexes are, if they are one of `entries` leaves.
+    #[inline]
+    pub(crate) const fn run(&self, indexes: &Range<u64>, entries: u64, step: u64) -> Option<u64> {
+        match self.runs {
+            Some(Runs { start, first }) if indexes.end - indexes.start == entries => {
+                // What runs are apart is what as many leaves are that stand alone.
+                Some(first.wrapping_add((indexes.start - start).wrapping_mul(step)))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the leaf of this index maps first.
+    pub(crate) fn gpa(&self, index: u64, geometry: &Geometry) -> Gpa {
+        Gpa::new(self.range.start().raw() + index * geometry.entry_bytes(self.level))
+    }
+
+    /// The same, none of them one of a run: for leaves that will change one by one.
+    #[must_use]
+    pub const fn without_runs(mut self) -> Self {
+        self.runs = None;
+        self
+    }
+}
+
+/// Why leaves could not be encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeavesError {
+    /// The format cannot express them.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The range is not whole entries of the level, does not lie in one table, lies beyond the
+    /// guest's address width, or its host addresses cannot be counted through in one go.
+    #[error("{range} is not a run of entries of one table of level {}", level.index())]
+    NotARun {
+        /// The range asked for.
+        range: GpaRange,
+        /// The level asked for.
+        level: Level,
+    },
+}
+
+impl<F: Format, P: Platform> PageTable<F, P> {
+    /// Encodes the leaves of `level` that map `range` to host memory from `hpa` on. Which of them
+    /// become one of a run does not depend on [`Attributes::contiguous`], but on where they are.
+    ///
+    /// # Errors
+    ///
+    /// [`LeavesError`], if the format cannot express them or they are no neighbours in one table.
+    #[inline]
+    pub fn leaves(
+        &self,
+        range: GpaRange,
+        hpa: Hpa,
+        level: Level,
+        attributes: Attributes,
+    ) -> Result<Leaves, LeavesError> {
+        let bytes = self.geometry.entry_bytes(level);
+        let maps = self.geometry.table_maps(level);
+        let one_table = range.start().raw() / maps == (range.end().raw() - 1) / maps;
+        let whole = range.start().is_aligned(bytes) && range.end().is_aligned(bytes);
+        let exists = level <= self.geometry.root() && self.geometry.contains(&range);
+        if !(one_table && whole && exists) {
+            return Err(LeavesError::NotARun { range, level });
+        }
+        if !self.geometry.shape(level).leaf {
+            return Err(EncodeError::NoLeaf(level).into());
+        }
+        let attributes = Attributes {
+            contiguous: false,
+            ..attributes
+        };
+        let first = F::leaf(&self.features, level, hpa, attributes)?;
+        if range.bytes() > bytes {
+            self.check_last(&range, hpa, level, attributes, first)?;
+        }
+        let runs = match self.geometry.run_bytes(level) {
+            Some(run) if range.bytes() >= run => self.runs(&range, run, hpa, level, attributes),
+            _ => None,
+        };
+        Ok(Leaves {
+            range,
+            level,
+            first,
+            runs,
+        })
+    }
+
+    /// Checks that the last leaf of a range can be encoded, and is what stepping from the first
+    /// leads to: an address field in pieces does not carry from one into the other.
+    fn check_last(
+        &self,
+        range: &GpaRange,
+        hpa: Hpa,
+        level: Level,
+        attributes: Attributes,
+        first: u64,
+    ) -> Result<(), LeavesError> {
+        let shift = self.geometry.shape(level).shift;
+        let steps = (range.bytes() >> shift) - 1;
+        let offset = steps << shift;
+        let not_a_run = LeavesError::NotARun {
+            range: *range,
+            level,
+        };
+        let last = hpa.checked_add(offset).ok_or(not_a_run)?;
+        let encoded = F::leaf(&self.features, level, last, attributes)?;
+        let stepped = first.wrapping_add(steps.wrapping_mul(F::leaf_step(level)));
+        (encoded == stepped).then_some(()).ok_or(not_a_run)
+    }
+
+    /// The whole runs of `run_bytes` in `range`, if guest and host addresses are aligned alike and
+    /// the format can express them; their last leaf is checked like that of the range.
+    fn runs(
+        &self,
+        range: &GpaRange,
+        run_bytes: u64,
+        hpa: Hpa,
+        level: Level,
+        attributes: Attributes,
+    ) -> Option<Runs> {
+        let LevelShape {
+            shift, run_bits, ..
+        } = *self.geometry.shape(level);
+        let start = range.start().raw().next_multiple_of(run_bytes);
+        let end = range.end().align_down(run_bytes);
+        let inside = GpaRange::between(Gpa::new(start), end)?;
+        let offset = start - range.start().raw();
+        let hpa = hpa.checked_add(offset)?;
+        if !hpa.is_aligned(run_bytes) {
+            return None;
+        }
+        let attributes = Attributes {
+            contiguous: true,
+            ..attributes
+        };
+        let encode = |hpa| F::leaf(&self.features, level, hpa, attributes).ok();
+        let first = encode(hpa)?;
+        let leaves = inside.bytes() >> shift;
+        let last = encode(hpa.checked_add(inside.bytes() - (1 << shift))?)?;
+        let steps = ((leaves >> run_bits) - 1).wrapping_mul(F::leaf_step(level) << run_bits);
+        let steps_inside = ((1 << run_bits) - 1u64).wrapping_mul(F::run_step(level));
+        let stepped = first.wrapping_add(steps).wrapping_add(steps_inside);
+        (stepped == last).then_some(Runs {
+            start: offset >> shift,
+            first,
+        })
+    }
+}
