@@ -27,6 +27,8 @@ macro_rules! every_format {
             arm64_64k "arm64-64k" $crate::format::arm64::Arm64Granule64K $crate::format::arm64::Arm64Features::ALL 48;
             arm64_64k_lpa "arm64-64k-lpa" $crate::format::arm64::Arm64Granule64K $crate::format::arm64::Arm64Features::WIDE 52;
             // Armv7 LPAE
+            armv7 "armv7" $crate::format::armv7::Armv7 $crate::format::armv7::Armv7Features::ALL 40;
+            armv7_two_levels "armv7-two-levels" $crate::format::armv7::Armv7 $crate::format::armv7::Armv7Features::ALL 34;
             // Intel EPT
             ept_4 "ept-4" $crate::format::ept::Ept $crate::format::ept::EptFeatures::ALL 48;
             ept_5 "ept-5" $crate::format::ept::Ept $crate::format::ept::EptFeatures::ALL 57;

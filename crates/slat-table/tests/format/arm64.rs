@@ -1,15 +1,20 @@
-//! Arm stage 2, 4 KiB granule: every bit against the Arm Architecture Reference Manual.
+//! Arm stage 2: every bit against the Arm Architecture Reference Manual.
 //!
 //! The decoder here is written from the manual's field tables (DDI 0487, D8.3 and D8.6) and
 //! shares nothing with the crate's.
 
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
-use slat_table::format::arm64::{Arm64, Arm64Features};
+use slat_table::format::arm64::{
+    Arm64, Arm64Features, Arm64Granule16K, Arm64Granule16KLpa2, Arm64Granule64K, Arm64Lpa2,
+};
 use slat_table::format::{EncodeError, Entry, Format};
 use slat_table::geometry::Level;
 
 use crate::laws;
+
+mod registers;
+mod shape;
 
 const PAGE: Level = Level::PAGE;
 const MIB2: Level = Level::new(1);
@@ -57,21 +62,91 @@ fn smaller_trees_obey_the_laws() {
 /// A field of a stage-2 descriptor: lowest bit and width.
 struct Field(u32, u32);
 
-const ATTRIBUTE_FIELDS: [(&str, Field); 13] = [
+const ATTRIBUTE_FIELDS: [(&str, Field); 10] = [
     ("valid", Field(0, 1)),
     ("type", Field(1, 1)),
     ("MemAttr", Field(2, 4)),
     ("S2AP", Field(6, 2)),
-    ("SH", Field(8, 2)),
     ("AF", Field(10, 1)),
-    ("FnXS", Field(11, 1)),
-    ("OA", Field(12, 36)),
-    ("RES0", Field(48, 3)),
     ("DBM", Field(51, 1)),
     ("Contiguous", Field(52, 1)),
     ("XN", Field(53, 2)),
     ("software", Field(55, 4)),
+    ("PBHA and ignored", Field(59, 5)),
 ];
+
+/// What the manual says of one granule (D8.3).
+struct Manual {
+    /// log2 of the size of a page.
+    page: u32,
+    /// How many levels have leaves, without and with 52-bit addresses.
+    leaf_levels: [u8; 2],
+    /// Bits of an address that a descriptor holds.
+    address_bits: u32,
+    /// Where they stand: from bit to bit of the address, at which bit of the descriptor.
+    output: &'static [(u32, u32, u32)],
+    /// Bits 11:8 and 15:12 and 51:48, where they are not of the address: what they hold.
+    others: &'static [(Field, u64)],
+}
+
+const MANUAL_4K: Manual = Manual {
+    page: 12,
+    leaf_levels: [3, 3],
+    address_bits: 48,
+    output: &[(12, 47, 12)],
+    others: &[(Field(8, 2), 0b11), (Field(11, 1), 0), (Field(48, 3), 0)],
+};
+const MANUAL_4K_LPA2: Manual = Manual {
+    page: 12,
+    leaf_levels: [4, 4],
+    address_bits: 52,
+    output: &[(12, 49, 12), (50, 51, 8)],
+    others: &[(Field(11, 1), 0), (Field(50, 1), 0)],
+};
+const MANUAL_16K: Manual = Manual {
+    page: 14,
+    leaf_levels: [2, 2],
+    address_bits: 48,
+    output: &[(14, 47, 14)],
+    others: &[(Field(8, 2), 0b11), (Field(11, 3), 0), (Field(48, 3), 0)],
+};
+const MANUAL_16K_LPA2: Manual = Manual {
+    page: 14,
+    leaf_levels: [3, 3],
+    address_bits: 52,
+    output: &[(14, 49, 14), (50, 51, 8)],
+    others: &[(Field(11, 3), 0), (Field(50, 1), 0)],
+};
+const MANUAL_64K: Manual = Manual {
+    page: 16,
+    leaf_levels: [2, 3],
+    address_bits: 52,
+    output: &[(16, 47, 16), (48, 51, 12)],
+    others: &[(Field(8, 2), 0b11), (Field(11, 1), 0), (Field(48, 3), 0)],
+};
+
+impl Manual {
+    /// The output address in a descriptor.
+    fn output(&self, raw: u64) -> u64 {
+        let part = |&(low, high, at): &(u32, u32, u32)| {
+            let mask = (1 << (high - low + 1)) - 1;
+            (raw >> at & mask) << low
+        };
+        self.output.iter().map(part).sum()
+    }
+
+    /// The levels that have leaves, with the bytes that one maps.
+    fn levels(&self, features: Arm64Features) -> impl Iterator<Item = (Level, u64)> + use<> {
+        let page = self.page;
+        let wide = usize::from(features.physical_bits == 52);
+        (0..self.leaf_levels[wide]).map(move |level| {
+            (
+                Level::new(level),
+                1 << (page + (page - 3) * u32::from(level)),
+            )
+        })
+    }
+}
 
 fn field(raw: u64, name: &str) -> u64 {
     let (_, Field(low, width)) = ATTRIBUTE_FIELDS
@@ -117,7 +192,13 @@ fn keeps_dirty(features: Arm64Features) -> bool {
 }
 
 /// What the manual makes of `raw` must be what `attributes` asked for.
-fn agrees(features: Arm64Features, level: Level, raw: u64, hpa: Hpa, attributes: Attributes) {
+fn agrees(
+    manual: &Manual,
+    features: Arm64Features,
+    level: Level,
+    (raw, hpa): (u64, Hpa),
+    attributes: Attributes,
+) {
     assert_eq!(field(raw, "valid"), 1);
     assert_eq!(
         field(raw, "type"),
@@ -139,28 +220,19 @@ fn agrees(features: Arm64Features, level: Level, raw: u64, hpa: Hpa, attributes:
         assert!(!modifier && !attributes.dirty);
         assert_eq!(writes, attributes.permissions.write);
     }
-    assert_eq!(field(raw, "SH"), 0b11, "inner shareable");
     assert_eq!(field(raw, "AF") != 0, attributes.accessed);
-    assert_eq!(field(raw, "OA") << 12, hpa.raw());
-    assert_eq!(
-        (
-            field(raw, "FnXS"),
-            field(raw, "RES0"),
-            field(raw, "Contiguous")
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!(manual.output(raw), hpa.raw());
+    for (Field(low, width), value) in manual.others {
+        assert_eq!(raw >> low & ((1 << width) - 1), *value, "bit {low}");
+    }
+    assert_eq!(field(raw, "Contiguous") != 0, attributes.contiguous);
     let (_, el1, el0) = EXECUTE_NEVER
         .into_iter()
         .find(|(bits, ..)| *bits == field(raw, "XN"))
         .expect("two bits");
     assert_eq!((el1, el0), who_executes(attributes.permissions.execute));
     assert_eq!(field(raw, "software"), u64::from(attributes.software));
-    assert_eq!(
-        raw >> 59,
-        0,
-        "PBHA and the ignored bit above are left alone"
-    );
+    assert_eq!(field(raw, "PBHA and ignored"), 0, "they are left alone");
 }
 
 /// Which attributes can be expressed, said once more and differently.
@@ -180,23 +252,102 @@ fn expressible(features: Arm64Features, attributes: Attributes) -> bool {
         && attributes.software < 16
 }
 
-#[test]
-fn leaves_mean_to_the_hardware_what_was_asked_for() {
-    let software: Vec<u8> = (0..=17).collect();
-    for features in all_features() {
-        for attributes in laws::all_attributes(&software) {
-            for level in [PAGE, MIB2, GIB1] {
-                let top = (1 << 48) - Arm64::leaf_step(level);
-                for hpa in [0, Arm64::leaf_step(level), top].map(Hpa::new) {
-                    let encoded = Arm64::leaf(&features, level, hpa, attributes);
-                    assert_eq!(encoded.is_ok(), expressible(features, attributes));
-                    if let Ok(raw) = encoded {
-                        agrees(features, level, raw, hpa, attributes);
-                    }
+/// Checks leaves of all levels, at both ends of the physical addresses and between.
+fn leaves_mean<F: Format<Features = Arm64Features>>(manual: &Manual, features: Arm64Features) {
+    let software = [0, 1, 8, 15, 16];
+    let top = 1 << manual.address_bits.min(features.physical_bits.into());
+    for attributes in laws::all_attributes(&software) {
+        for (level, bytes) in manual.levels(features) {
+            for hpa in [0, bytes, top / 2, top - bytes].map(Hpa::new) {
+                let encoded = F::leaf(&features, level, hpa, attributes);
+                assert_eq!(encoded.is_ok(), expressible(features, attributes));
+                if let Ok(raw) = encoded {
+                    agrees(manual, features, level, (raw, hpa), attributes);
                 }
             }
         }
     }
+}
+
+#[test]
+fn leaves_mean_to_the_hardware_what_was_asked_for() {
+    for features in all_features() {
+        leaves_mean::<Arm64>(&MANUAL_4K, features);
+    }
+    for base in [Arm64Features::ALL, Arm64Features::NONE] {
+        for physical_bits in [48, 52] {
+            let features = Arm64Features {
+                physical_bits,
+                ..base
+            };
+            leaves_mean::<Arm64>(&MANUAL_4K, features);
+            leaves_mean::<Arm64Lpa2>(&MANUAL_4K_LPA2, features);
+            leaves_mean::<Arm64Granule16K>(&MANUAL_16K, features);
+            leaves_mean::<Arm64Granule16KLpa2>(&MANUAL_16K_LPA2, features);
+            leaves_mean::<Arm64Granule64K>(&MANUAL_64K, features);
+        }
+    }
+}
+
+/// Checks that table pointers hold all bits of an address.
+fn tables_mean<F: Format<Features = Arm64Features>>(manual: &Manual) {
+    let features = Arm64Features::WIDE;
+    for bit in manual.page..manual.address_bits {
+        let table = Hpa::new(1 << bit | 1 << manual.page);
+        let raw = F::table(&features, MIB2, table);
+        assert_eq!(raw & 0b11, 0b11);
+        assert_eq!(manual.output(raw), table.raw());
+        assert_eq!(F::decode(&features, MIB2, raw), Entry::Table(table));
+    }
+}
+
+#[test]
+fn tables_are_found_at_every_address() {
+    tables_mean::<Arm64>(&MANUAL_4K);
+    tables_mean::<Arm64Lpa2>(&MANUAL_4K_LPA2);
+    tables_mean::<Arm64Granule16K>(&MANUAL_16K);
+    tables_mean::<Arm64Granule16KLpa2>(&MANUAL_16K_LPA2);
+    tables_mean::<Arm64Granule64K>(&MANUAL_64K);
+}
+
+#[test]
+fn one_of_a_run_is_known_by_the_contiguous_bit_alone() {
+    let ram = Attributes::new(Permissions::ALL, MemoryType::WriteBack);
+    let one_of_a_run = Attributes {
+        contiguous: true,
+        ..ram
+    };
+    for (level, hpa, first) in [
+        (PAGE, 0x8000_5000, 0x8000_0000),
+        (MIB2, 0x8360_0000, 0x8200_0000),
+        (GIB1, 0x2_c000_0000, 0),
+    ] {
+        let leaf = |attributes| Arm64::leaf(&plain(), level, Hpa::new(hpa), attributes).unwrap();
+        let raw = leaf(one_of_a_run);
+        assert_eq!(raw, leaf(ram) | 1 << 52);
+        let run = Entry::Leaf {
+            hpa: Hpa::new(first),
+            attributes: one_of_a_run,
+        };
+        assert_eq!(Arm64::decode(&plain(), level, raw), run);
+    }
+    // Blocks that FEAT_LPA and FEAT_LPA2 add have no runs: the bit is reserved there.
+    let wide = Arm64Features::WIDE;
+    let hpa = Hpa::new(0);
+    for (level, encoded) in [
+        (3, Arm64Lpa2::leaf(&wide, Level::new(3), hpa, one_of_a_run)),
+        (2, Arm64Granule16KLpa2::leaf(&wide, GIB1, hpa, one_of_a_run)),
+        (2, Arm64Granule64K::leaf(&wide, GIB1, hpa, one_of_a_run)),
+    ] {
+        let level = Level::new(level);
+        assert_eq!(encoded, Err(EncodeError::Contiguous(level)));
+    }
+    let block = Arm64Granule64K::leaf(&wide, GIB1, hpa, ram).unwrap();
+    let reserved = block | 1 << 52;
+    assert_eq!(
+        Arm64Granule64K::decode(&wide, GIB1, reserved),
+        Entry::Foreign(reserved)
+    );
 }
 
 #[test]
@@ -366,132 +517,6 @@ fn a_writable_page_without_dirty_tracking_is_foreign_where_dirty_is_tracked() {
         Arm64::decode(&features, PAGE, untracked),
         Entry::Foreign(untracked)
     );
-}
-
-#[test]
-fn hardware_dirty_state_needs_hardware_access_flags() {
-    let dirty_only = Arm64Features {
-        hardware_dirty: true,
-        ..plain()
-    };
-    assert!(!Arm64::rules(&dirty_only).hardware_dirty);
-    let both = Arm64Features {
-        hardware_accessed: true,
-        ..dirty_only
-    };
-    assert!(Arm64::rules(&both).hardware_dirty && Arm64::rules(&both).hardware_accessed);
-    let vtcr = |features| {
-        let geometry = Arm64::geometry(&features, 40).unwrap();
-        Arm64::root(&features, &geometry, Hpa::new(0x8000_0000), 0).vtcr
-    };
-    assert_eq!(vtcr(dirty_only) & 0b11 << 21, 0);
-    assert_eq!(vtcr(both) & 0b11 << 21, 0b11 << 21);
-}
-
-/// Guest address bits, levels, the manual's start level, `SL0`, tables side by side at the root.
-const SHAPES: [(u8, usize, u64, u64, u32); 17] = [
-    (32, 2, 2, 0, 4),
-    (33, 2, 2, 0, 8),
-    (34, 2, 2, 0, 16),
-    (35, 3, 1, 1, 1),
-    (36, 3, 1, 1, 1),
-    (37, 3, 1, 1, 1),
-    (38, 3, 1, 1, 1),
-    (39, 3, 1, 1, 1),
-    (40, 3, 1, 1, 2),
-    (41, 3, 1, 1, 4),
-    (42, 3, 1, 1, 8),
-    (43, 3, 1, 1, 16),
-    (44, 4, 0, 2, 1),
-    (45, 4, 0, 2, 1),
-    (46, 4, 0, 2, 1),
-    (47, 4, 0, 2, 1),
-    (48, 4, 0, 2, 1),
-];
-
-#[test]
-fn start_levels_and_concatenation() {
-    for (bits, levels, start, sl0, tables) in SHAPES {
-        let geometry = Arm64::geometry(&plain(), bits).unwrap();
-        let root = geometry.root();
-        assert_eq!(
-            (root.index() + 1, 3 - root.index() as u64),
-            (levels, start),
-            "{bits} bits"
-        );
-        assert_eq!(
-            geometry.shape(root).table_bytes,
-            tables * 4096,
-            "{bits} bits"
-        );
-        assert_eq!(geometry.table_maps(root), 1 << bits);
-        let vtcr = Arm64::root(&plain(), &geometry, Hpa::new(0x8000_0000), 0).vtcr;
-        assert_eq!(vtcr >> 6 & 0b11, sl0, "{bits} bits");
-        assert_eq!(vtcr & 0x3f, 64 - u64::from(bits), "T0SZ");
-        for level in geometry.levels_below_root() {
-            let shape = geometry.shape(level);
-            assert_eq!((shape.index_bits, shape.table_bytes), (9, 4096));
-        }
-    }
-}
-
-#[test]
-fn widths_that_cannot_be_done() {
-    for bits in [0, 31, 49, 64, 255] {
-        let error = Arm64::geometry(&plain(), bits).unwrap_err();
-        assert_eq!((error.bits, error.lowest, error.highest), (bits, 32, 48));
-    }
-    let narrow = Arm64Features {
-        physical_bits: 40,
-        ..plain()
-    };
-    assert!(Arm64::geometry(&narrow, 40).is_ok());
-    assert_eq!(Arm64::geometry(&narrow, 41).unwrap_err().highest, 40);
-}
-
-#[test]
-fn physical_sizes() {
-    for (physical_bits, field) in [
-        (32, 0),
-        (36, 1),
-        (40, 2),
-        (42, 3),
-        (44, 4),
-        (48, 5),
-        (52, 5),
-    ] {
-        let features = Arm64Features {
-            physical_bits,
-            ..plain()
-        };
-        let geometry = Arm64::geometry(&features, 32).unwrap();
-        let vtcr = Arm64::root(&features, &geometry, Hpa::new(0x8000_0000), 0).vtcr;
-        assert_eq!(vtcr >> 16 & 0b111, field, "{physical_bits} bits");
-    }
-}
-
-#[test]
-fn root_registers() {
-    let a57 = Arm64Features {
-        physical_bits: 44,
-        ..plain()
-    };
-    let geometry = Arm64::geometry(&a57, 40).unwrap();
-    let root = Arm64::root(&a57, &geometry, Hpa::new(0x4002_0000), 0x1234);
-    // RES1, PS 44 bits, inner shareable, write-back write-allocate walks, SL0 1, T0SZ 24.
-    assert_eq!(root.vtcr, 0x8004_3558);
-    assert_eq!(root.vttbr, 0x0034_0000_4002_0000, "8-bit VMID");
-    let newer = Arm64Features {
-        physical_bits: 48,
-        vmid16: true,
-        hardware_accessed: true,
-        ..a57
-    };
-    let geometry = Arm64::geometry(&newer, 48).unwrap();
-    let root = Arm64::root(&newer, &geometry, Hpa::new(0x4002_0000), 0x1234);
-    // RES1, HA, VS, PS 48 bits, ..., SL0 2, T0SZ 16.
-    assert_eq!(root.vtcr, 0x802d_3590);
-    assert_eq!(root.vttbr, 0x1234_0000_4002_0000, "16-bit VMID");
 }
 
 #[test]

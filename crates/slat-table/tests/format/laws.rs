@@ -63,7 +63,9 @@ pub(crate) fn check<F: Format>(features: &F::Features, address_bits: u8) {
         let mut leaves = 0;
         for &attributes in &attributes {
             leaves += leaves_are_leaves::<F>(features, &geometry, level, attributes);
-            runs_are_runs::<F>(features, &geometry, level, attributes);
+            if attributes.software == 0 {
+                runs_are_runs::<F>(features, &geometry, level, attributes);
+            }
         }
         assert_eq!(
             leaves != 0,
@@ -119,8 +121,11 @@ fn leaves_are_leaves<F: Format>(
             F::leaf(features, level, unaligned, attributes),
             Err(EncodeError::Unaligned { .. })
         ));
-        for bit in 0..64 {
-            what_is_decoded_can_be_encoded::<F>(features, level, raw ^ 1 << bit);
+        // Once for each of the attributes is enough.
+        if hpa.raw() == bytes {
+            for bit in 0..64 {
+                what_is_decoded_can_be_encoded::<F>(features, level, raw ^ 1 << bit);
+            }
         }
     }
     leaves
