@@ -4,7 +4,11 @@
 //! pointer becomes in registers, and which instructions carry out its TLB work. The instructions
 //! come from the format's own `maintenance` module, which real hardware would execute too.
 
+#[cfg(test)]
+mod agreement;
 mod arm64;
+mod ept;
+mod npt;
 
 use slat_table::address::{GpaRange, Hpa};
 use slat_table::format::Format;

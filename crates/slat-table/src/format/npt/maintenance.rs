@@ -11,7 +11,7 @@
 //! flush of everything does as well.
 //!
 //! The fence before the interrupt is needed where it is sent by a write to a register of the x2APIC,
-//! which does not wait for buffered stores (16.11): the other CPU would walk old entries again.
+//! which does not wait for buffered stores (chapter 16): the other CPU would walk old entries again.
 
 use super::NptFeatures;
 use crate::address::GpaRange;
