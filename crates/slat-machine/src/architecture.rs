@@ -155,6 +155,14 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// Reads an entry of `level`: its bytes, as a little-endian number.
     fn decode(&self, level: usize, raw: u64) -> Descriptor;
 
+    /// Reads the entry at `entry`, as [`decode`](Self::decode) does. It differs where all entries
+    /// of a run are the same (RISC-V): then its place says which page of the run it translates,
+    /// and `decode`, which does not know it, gives the address of the run's first.
+    fn decode_at(&self, level: usize, entry: Hpa, raw: u64) -> Descriptor {
+        let _ = entry;
+        self.decode(level, raw)
+    }
+
     /// The entry with its accessed bit set by hardware; `None` where the hardware does not do so
     /// and the access faults instead.
     fn with_accessed(&self, level: usize, raw: u64) -> Option<u64>;

@@ -9,6 +9,7 @@ mod agreement;
 mod arm64;
 mod ept;
 mod npt;
+mod riscv;
 
 use slat_table::address::{GpaRange, Hpa};
 use slat_table::format::Format;

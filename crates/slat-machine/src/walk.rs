@@ -230,7 +230,7 @@ impl Hardware {
             .visibility
             .walker_reads(cpu, entry, current, &mut self.random);
         let block = Block::around(gpa, shape.shift);
-        match architecture.decode(level, raw) {
+        match architecture.decode_at(level, entry, raw) {
             Descriptor::Table(table) if level > 0 => {
                 let pointer = Pointer {
                     vm,
@@ -399,7 +399,7 @@ impl Hardware {
 
 /// The same translation, its entry read anew; `None` if it is no leaf any more.
 fn reread(request: Request<'_>, old: &Translation, raw: u64) -> Option<Translation> {
-    match request.architecture.decode(old.level, raw) {
+    match request.architecture.decode_at(old.level, old.entry, raw) {
         Descriptor::Leaf(leaf) => Some(Translation { leaf, raw, ..*old }),
         _ => None,
     }
