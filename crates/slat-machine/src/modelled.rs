@@ -9,7 +9,9 @@ mod agreement;
 mod arm64;
 mod ept;
 mod npt;
+mod power;
 mod riscv;
+mod s390;
 
 use slat_table::address::{GpaRange, Hpa};
 use slat_table::format::Format;
