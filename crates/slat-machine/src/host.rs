@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use slat::host::{HostPage, PageKind, ResolveError};
 use slat_mm::interpose::{Interpose, Question};
-use slat_table::address::{Hva, HvaRange, PAGE_SIZE};
+use slat_table::address::{Hva, HvaRange};
 use slat_table::attributes::Access;
 
 use crate::address;
@@ -42,6 +42,7 @@ pub struct Disturber {
     machine: Arc<Machine>,
     vm: Vm,
     disturbance: Disturbance,
+    page: u64,
     state: Mutex<State>,
 }
 
@@ -63,12 +64,20 @@ struct OpenQuestion {
 }
 
 impl Disturber {
-    /// Tells `machine` what the host of `vm` says. Every disturbance comes from `seed`.
-    pub fn new(machine: Arc<Machine>, vm: Vm, disturbance: Disturbance, seed: u64) -> Self {
+    /// Tells `machine` what the host of `vm` says. No answer is narrowed to less than `page` bytes.
+    /// Every disturbance comes from `seed`.
+    pub fn new(
+        machine: Arc<Machine>,
+        vm: Vm,
+        disturbance: Disturbance,
+        page: u64,
+        seed: u64,
+    ) -> Self {
         Self {
             machine,
             vm,
             disturbance,
+            page,
             state: Mutex::new(State {
                 random: Random::new(seed),
                 asked: 0,
@@ -126,12 +135,12 @@ impl Interpose for Disturber {
     }
 
     fn narrow(&self, hva: Hva, page: &HostPage) -> HvaRange {
-        if page.block.bytes() == PAGE_SIZE || !self.happens(self.disturbance.narrow) {
+        if page.block.bytes() <= self.page || !self.happens(self.disturbance.narrow) {
             return page.block;
         }
-        let sizes = page.block.bytes().ilog2() - PAGE_SIZE.ilog2();
+        let sizes = page.block.bytes().ilog2() - self.page.ilog2();
         let shift = brief(&self.state).random.below(sizes.max(1) as usize);
-        HvaRange::block_around(hva, PAGE_SIZE << shift).unwrap_or(page.block)
+        HvaRange::block_around(hva, self.page << shift).unwrap_or(page.block)
     }
 
     fn answered(&self, number: u64, answer: &Result<HostPage, ResolveError>) {

@@ -85,6 +85,11 @@ impl Machine {
         }
     }
 
+    /// Number of CPUs.
+    pub fn cpus(&self) -> u8 {
+        self.hardware().visibility.cpus()
+    }
+
     /// Steps so far: every transition of the machine counts, those of caches and store buffers
     /// included.
     pub fn steps(&self) -> u64 {

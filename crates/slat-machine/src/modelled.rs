@@ -18,6 +18,7 @@ use slat_table::format::Format;
 use slat_table::platform::{Extent, TlbWork};
 
 use crate::event::{Instruction, Registers, Vm};
+use crate::rig::plan;
 
 /// The CPUs, for whoever has TLB work to do.
 pub trait Cpus {
@@ -31,6 +32,13 @@ pub trait Cpus {
 
 /// A format whose hardware the model knows.
 pub trait Modelled: Format {
+    /// `features` without what the CPUs of a plan do not have. A feature that the format does not
+    /// know changes nothing.
+    fn equipped(features: Self::Features, has: &plan::Features) -> Self::Features {
+        let _ = has;
+        features
+    }
+
     /// The registers that point a CPU to the tree of `vm` at `root`.
     fn registers(features: &Self::Features, root: Self::Root, vm: Vm) -> Registers;
 

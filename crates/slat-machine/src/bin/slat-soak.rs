@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use slat_machine::event::{Event, Record};
-use slat_machine::rig;
 use slat_machine::rig::draw::{self, Drawn};
 use slat_machine::rig::soak::{Limits, Totals, soak};
+use slat_machine::rig::{self, Row, formats};
 use slat_machine::{casemate, trace};
 
 /// Runs slat's whole stack on a modelled machine with hostile TLBs, a guest that accesses memory
@@ -26,15 +26,19 @@ use slat_machine::{casemate, trace};
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
+    /// The format of the guest's tables, or `all`, which then take turns.
+    #[arg(long, default_value = "arm64-4k", value_name = "NAME", value_parser = formats_called)]
+    format: Formats,
+
     /// Go on for so many seconds.
     #[arg(long, default_value_t = 60, value_name = "N")]
     seconds: u64,
 
-    /// Stop after so many steps of the machine, summed over all runs.
+    /// Stop after so many steps of the machine, summed over all runs of a format.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 
-    /// Run at least so many seeds, however long that takes.
+    /// Run at least so many seeds, those of all formats together, however long that takes.
     #[arg(long, default_value_t = 100, value_name = "N")]
     seeds: u64,
 
@@ -47,7 +51,7 @@ struct Arguments {
     seed: Option<u64>,
 
     /// With --seed: draw a plan whose trace external checkers can follow.
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "seed", conflicts_with = "format")]
     for_export: bool,
 
     /// With --seed: write its trace here, one record a line.
@@ -69,10 +73,26 @@ struct Arguments {
     progress: bool,
 }
 
+/// The formats to run.
+#[derive(Clone, Debug)]
+struct Formats(Vec<&'static Row>);
+
+fn formats_called(name: &str) -> Result<Formats, String> {
+    if name == "all" {
+        return Ok(Formats(formats::ROWS.iter().collect()));
+    }
+    let known = || formats::ROWS.iter().map(Row::name).collect::<Vec<_>>();
+    let row = Row::named(name).ok_or_else(|| format!("known are {}, all", known().join(", ")))?;
+    Ok(Formats(vec![row]))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let formats = &arguments.format.0;
     let found = match arguments.seed {
-        Some(seed) => one(seed, &arguments),
+        Some(seed) => formats.iter().try_fold(false, |found, format| {
+            Ok(one(format, seed, &arguments)? || found)
+        }),
         None => many(&arguments),
     };
     match found {
@@ -86,11 +106,11 @@ fn main() -> ExitCode {
 }
 
 /// Runs one seed. Returns whether something was found.
-fn one(seed: u64, arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
+fn one(format: &'static Row, seed: u64, arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let Drawn { plan, mut options } = if arguments.for_export {
         draw::draw_for_export(seed)
     } else {
-        draw::draw(seed)
+        draw::draw(format, seed)
     };
     options.trace.clone_from(&arguments.trace);
     options.unjudged = arguments.casemate.is_some();
@@ -110,7 +130,7 @@ fn one(seed: u64, arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let model = outcome.report.model.unwrap_or_default();
     let found = u8::from(finding.is_some());
     println!(
-        "seed {seed}: {} steps, {} accesses: {found} violations in {seconds:.1} s",
+        "{format:?}, seed {seed}: {} steps, {} accesses: {found} violations in {seconds:.1} s",
         model.steps, model.accesses
     );
     Ok(finding.is_some())
@@ -132,6 +152,7 @@ fn export(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
 fn many(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let limits = Limits {
+        formats: arguments.format.0.clone(),
         first_seed: arguments.first_seed,
         least_seeds: arguments.seeds,
         time: Duration::from_secs(arguments.seconds),
@@ -145,8 +166,7 @@ fn many(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         if talks && last.elapsed() >= Duration::from_secs(1) {
             *last = Instant::now();
             // Nothing is lost if a terminal does not take it.
-            let Totals { steps, seeds, .. } = totals;
-            _ = write!(stderr(), "\r{steps} steps over {seeds} seeds ");
+            _ = write!(stderr(), "\r{totals} ");
         }
     };
     let soaked = soak(&limits, &progress)?;
@@ -161,7 +181,12 @@ fn many(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         faults,
         changes,
         ..
-    } = soaked.totals;
+    } = soaked.totals();
+    if soaked.formats.len() > 1 {
+        for (format, totals) in &soaked.formats {
+            println!("{format:?}: {totals}");
+        }
+    }
     println!("{accesses} accesses, {faults} faults, {changes} changes of the host");
     println!("{soaked}");
     Ok(soaked.finding.is_some())

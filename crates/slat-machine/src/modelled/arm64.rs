@@ -7,8 +7,18 @@ use slat_table::platform::{Extent, TlbWork};
 use super::{Cpus, Modelled};
 use crate::arm64::{self, Instruction};
 use crate::event::{self, Registers, Vm};
+use crate::rig::plan;
 
 impl<G: Granule> Modelled for StageTwo<G> {
+    fn equipped(features: Arm64Features, has: &plan::Features) -> Arm64Features {
+        Arm64Features {
+            hardware_accessed: features.hardware_accessed && has.hardware_accessed,
+            hardware_dirty: features.hardware_dirty && has.hardware_dirty,
+            force_write_back: features.force_write_back && has.force_write_back,
+            ..features
+        }
+    }
+
     fn registers(features: &Arm64Features, root: Arm64Root, _: Vm) -> Registers {
         Registers::Arm64(arm64::Registers {
             vttbr: root.vttbr,

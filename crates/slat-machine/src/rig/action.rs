@@ -17,6 +17,7 @@ use super::guest::GuestVcpu;
 use super::plan::{Mapping, Slot};
 use super::setup::{Rig, backing, protection};
 use crate::lock::brief;
+use crate::modelled::Modelled;
 use crate::schedule::spin;
 
 /// Something done to memory under a running guest. Addresses are host virtual unless they are
@@ -88,7 +89,7 @@ impl Action {
 pub(crate) struct Claims(Mutex<BTreeSet<usize>>);
 
 /// Does `action` and counts it. What cannot be done at the moment is counted as skipped.
-pub(crate) fn perform(rig: &Rig, vcpu: &mut GuestVcpu<'_>, action: &Action) {
+pub(crate) fn perform<F: Modelled>(rig: &Rig<F>, vcpu: &mut GuestVcpu<'_, F>, action: &Action) {
     let done = done(rig, vcpu, action);
     let churn = &mut brief(&rig.counts).churn;
     if done {
@@ -101,7 +102,7 @@ pub(crate) fn perform(rig: &Rig, vcpu: &mut GuestVcpu<'_>, action: &Action) {
 }
 
 /// Whether it could be done.
-fn done(rig: &Rig, vcpu: &mut GuestVcpu<'_>, action: &Action) -> bool {
+fn done<F: Modelled>(rig: &Rig<F>, vcpu: &mut GuestVcpu<'_, F>, action: &Action) -> bool {
     let space = &rig.space;
     match *action {
         Action::Migrate { hva, huge } => {
@@ -165,7 +166,7 @@ fn range(hva: u64, bytes: u64) -> Option<HvaRange> {
 }
 
 /// Others run for a while.
-pub(crate) fn pause(rig: &Rig, turns: usize) {
+pub(crate) fn pause<F: Modelled>(rig: &Rig<F>, turns: usize) {
     for _ in 0..turns {
         if rig.is_over() {
             break;
@@ -175,7 +176,7 @@ pub(crate) fn pause(rig: &Rig, turns: usize) {
 }
 
 /// Does `act` to a mapping of the plan that nobody else claims.
-fn claimed(rig: &Rig, mapping: usize, act: impl FnOnce(&Mapping) -> bool) -> bool {
+fn claimed<F: Modelled>(rig: &Rig<F>, mapping: usize, act: impl FnOnce(&Mapping) -> bool) -> bool {
     let Some(planned) = rig.plan.mappings.get(mapping) else {
         return false;
     };
@@ -187,13 +188,13 @@ fn claimed(rig: &Rig, mapping: usize, act: impl FnOnce(&Mapping) -> bool) -> boo
     done
 }
 
-fn protect(rig: &Rig, range: HvaRange, turns: usize) -> bool {
+fn protect<F: Modelled>(rig: &Rig<F>, range: HvaRange, turns: usize) -> bool {
     let done = rig.space.protect(range, Protection::ReadOnly).is_ok();
     pause(rig, turns);
     done && rig.space.protect(range, Protection::ReadWrite).is_ok()
 }
 
-fn remap(rig: &Rig, mapping: usize, range: HvaRange, turns: usize) -> bool {
+fn remap<F: Modelled>(rig: &Rig<F>, mapping: usize, range: HvaRange, turns: usize) -> bool {
     let Some(planned) = rig.plan.mappings.get(mapping) else {
         return false;
     };
@@ -201,7 +202,7 @@ fn remap(rig: &Rig, mapping: usize, range: HvaRange, turns: usize) -> bool {
         return false;
     };
     let driver = rig.drivers.get(mapping).and_then(Option::as_ref);
-    let backing = backing(planned, offset, driver);
+    let backing = backing(planned, offset, rig.device_memory, driver);
     let going = rig.contents.go(range);
     rig.space.unmap(range);
     pause(rig, turns);
@@ -210,7 +211,7 @@ fn remap(rig: &Rig, mapping: usize, range: HvaRange, turns: usize) -> bool {
     mapped.is_ok()
 }
 
-fn revoke(rig: &Rig, mapping: usize, turns: usize) -> bool {
+fn revoke<F: Modelled>(rig: &Rig<F>, mapping: usize, turns: usize) -> bool {
     let Some(Some(driver)) = rig.drivers.get(mapping) else {
         return false;
     };

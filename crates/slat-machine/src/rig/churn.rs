@@ -8,6 +8,7 @@ use super::guest::{below, page_of};
 use super::plan::{Backing, Churn, Mapping, Slot};
 use super::setup::Rig;
 use crate::event::Cpu;
+use crate::modelled::Modelled;
 use crate::random::Random;
 use crate::schedule::progress;
 
@@ -17,17 +18,20 @@ const BLOCK: u64 = 2 << 20;
 const REST: usize = 4;
 
 /// One kind of change.
-type Draw<'r> = fn(&mut HostCpu<'r>) -> Option<Action>;
+type Draw<'r, F> = fn(&mut HostCpu<'r, F>) -> Option<Action>;
 
-struct HostCpu<'r> {
-    rig: &'r Rig,
+struct HostCpu<'r, F: Modelled> {
+    rig: &'r Rig<F>,
+    /// Bytes of the format's page: what the host changes is made of such.
+    page: u64,
     random: Random,
 }
 
 /// Changes things on `cpu` until the run is over.
-pub(crate) fn run(rig: &Rig, cpu: Cpu) {
+pub(crate) fn run<F: Modelled>(rig: &Rig<F>, cpu: Cpu) {
     let mut host = HostCpu {
         rig,
+        page: rig.page_bytes(),
         random: Random::new(rig.seeds.cpus.wrapping_add(u64::from(cpu))),
     };
     // For mapping ahead of faults, as a VMM's thread would.
@@ -41,7 +45,7 @@ pub(crate) fn run(rig: &Rig, cpu: Cpu) {
     }
 }
 
-const fn draws<'r>(churn: &Churn) -> [(u32, Draw<'r>); 9] {
+const fn draws<'r, F: Modelled>(churn: &Churn) -> [(u32, Draw<'r, F>); 9] {
     [
         (churn.migrate, HostCpu::migrate),
         (churn.discard, HostCpu::discard),
@@ -55,7 +59,7 @@ const fn draws<'r>(churn: &Churn) -> [(u32, Draw<'r>); 9] {
     ]
 }
 
-impl HostCpu<'_> {
+impl<F: Modelled> HostCpu<'_, F> {
     fn turns(&mut self) -> usize {
         1 + self.random.below(REST)
     }
@@ -93,12 +97,13 @@ impl HostCpu<'_> {
             6 => 512,
             _ => 1 + below(&mut self.random, pages).unwrap_or(0),
         };
-        let mut start = mapping.hva + first * PAGE_SIZE;
+        let mut start = (mapping.hva + first * PAGE_SIZE) & !(self.page - 1);
         if length == 512 {
             start = (start & !(BLOCK - 1)).max(mapping.hva);
         }
         let most = mapping.hva + mapping.bytes - start;
-        (start, (length * PAGE_SIZE).min(most))
+        let bytes = (length * PAGE_SIZE).next_multiple_of(self.page);
+        (start, bytes.min(most))
     }
 
     fn page(&mut self, mapping: &Mapping) -> u64 {
@@ -109,7 +114,8 @@ impl HostCpu<'_> {
         let (_, mapping) = self.mapping(is_ram)?;
         Some(Action::Migrate {
             hva: self.page(&mapping),
-            huge: self.random.one_in(3),
+            // Of frames smaller than its page a format can make nothing.
+            huge: self.random.one_in(3) || self.page != PAGE_SIZE && !self.random.one_in(4),
         })
     }
 
@@ -204,7 +210,7 @@ impl HostCpu<'_> {
             4 => slot.read_only = !planned.read_only,
             5 => slot.on_fault = !planned.on_fault,
             // Half of it.
-            6 => slot.bytes = (planned.bytes / 2).next_multiple_of(PAGE_SIZE),
+            6 => slot.bytes = (planned.bytes / 2).next_multiple_of(self.page),
             _ => return Some(Action::Delete { slot: planned.id }),
         }
         Some(Action::Create { slot })
@@ -215,14 +221,14 @@ impl HostCpu<'_> {
         let Some((_, mapping)) = self.mapping(|mapping| mapping.bytes >= bytes) else {
             return hva;
         };
-        let pages = (mapping.bytes - bytes) / PAGE_SIZE;
+        let pages = (mapping.bytes - bytes) / self.page;
         let page = match self.random.below(4) {
             0 => 0,
             1 => pages,
-            2 => pages & !511,
+            2 => pages & !(BLOCK / self.page - 1),
             _ => below(&mut self.random, pages + 1).unwrap_or(0),
         };
-        mapping.hva + page * PAGE_SIZE
+        mapping.hva + page * self.page
     }
 }
 

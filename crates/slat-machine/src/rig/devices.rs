@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use slat_table::attributes::MemoryType;
+
 use super::Finding;
 use super::layout;
 use super::plan::{Backing, Plan};
@@ -19,6 +21,8 @@ use crate::lock::brief;
 pub(crate) struct Devices {
     /// First byte and size of each piece.
     pieces: Vec<(Hpa, u64)>,
+    /// Whether the format has memory types that tell a device from RAM.
+    told_apart: bool,
     revocable: Vec<Revocable>,
     state: Mutex<BTreeMap<usize, State>>,
 }
@@ -44,7 +48,8 @@ struct State {
 pub(crate) struct Revoking(Option<u64>);
 
 impl Devices {
-    pub(crate) fn new(plan: &Plan) -> Self {
+    /// The devices of `plan`, of which the host says that their memory is `memory`.
+    pub(crate) fn new(plan: &Plan, memory: MemoryType) -> Self {
         let revocable = |(mapping, planned): (usize, &super::plan::Mapping)| match planned.backing {
             Backing::Revocable { hpa } => Some(Revocable {
                 mapping,
@@ -55,6 +60,7 @@ impl Devices {
         };
         Self {
             pieces: layout::devices(plan),
+            told_apart: memory != MemoryType::WriteBack,
             revocable: plan
                 .mappings
                 .iter()
@@ -100,7 +106,7 @@ impl Devices {
             .pieces
             .iter()
             .any(|(start, bytes)| inside(start.0, *bytes));
-        if is_device != device {
+        if self.told_apart && is_device != device {
             let what = if is_device { "a device" } else { "RAM" };
             let seen = if device { "a device" } else { "normal memory" };
             let story = format!("guest CPU {cpu} reached {hpa}, which is {what}, as {seen}");
@@ -132,7 +138,7 @@ mod tests {
             writable: true,
             backing: Backing::Revocable { hpa: HPA },
         };
-        Devices::new(&Plan::of_mappings(vec![mapping]))
+        Devices::new(&Plan::of_mappings(vec![mapping]), MemoryType::Device)
     }
 
     fn rule(devices: &Devices, hpa: u64, device: bool) -> Option<String> {

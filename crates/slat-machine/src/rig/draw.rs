@@ -3,13 +3,18 @@
 //! What is drawn is meant to be awkward: slots that begin and end in the middle of a block, guest
 //! and host addresses that differ modulo one, two slots that share a last-level table or the host
 //! memory behind, devices with odd sizes beside RAM, holes.
+//!
+//! Everything is made of whole pages of the format. The host's frames are of 4 KiB and 2 MiB
+//! whatever the format; where a page is larger than 4 KiB, only what lies in a frame of 2 MiB can
+//! be mapped, and the rest is refused.
 
 use std::sync::Arc;
 
 use slat_table::address::PAGE_SIZE;
+use slat_table::geometry::{Geometry, Level};
 
 use super::plan::{Backing, Churn, Features, Mapping, Plan, Slot, Touch};
-use super::{Options, guest};
+use super::{Options, Row, guest};
 use crate::event::AccessKind;
 use crate::host::Disturbance;
 use crate::random::Random;
@@ -26,6 +31,16 @@ const STEPS: u64 = 200_000;
 /// Steps of plans for external checkers, which take their time.
 const STEPS_FOR_EXPORT: u64 = 50_000;
 
+/// What the CPUs of drawn plans have, or less.
+const EVERYTHING: Features = Features {
+    hardware_accessed: true,
+    hardware_dirty: true,
+    force_write_back: true,
+};
+
+/// The narrowest guest address that is drawn, and the widest but for the format's own.
+const ADDRESS_BITS: (u8, u8) = (32, 40);
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -38,11 +53,11 @@ pub struct Drawn {
     pub options: Options,
 }
 
-/// The plan of `seed`.
-pub fn draw(seed: u64) -> Drawn {
+/// The plan of `seed` for tables of `format`.
+pub fn draw(format: &'static Row, seed: u64) -> Drawn {
     // Apart from the choices of the run, which come from the same seed.
     let mut random = Random::new(seed ^ 0x6472_6177);
-    let plan = Drawing::new(&mut random).finish();
+    let plan = Drawing::new(format, &mut random).finish();
     let mut one_in = |n| random.one_in(3).then_some(n);
     let disturbance = Disturbance {
         busy: one_in(20),
@@ -53,6 +68,7 @@ pub fn draw(seed: u64) -> Drawn {
     Drawn {
         plan,
         options: Options {
+            format,
             seed,
             trace: None,
             unjudged: false,
@@ -67,7 +83,7 @@ pub fn draw(seed: u64) -> Drawn {
 /// of exported traces can follow as far as it knows such things: casemate objects where a table is
 /// cut off whose own entries were cut off before and are not flushed yet, which is sound.
 pub fn draw_for_export(seed: u64) -> Drawn {
-    let mut drawn = draw(seed);
+    let mut drawn = draw(Default::default(), seed);
     drawn.plan.guest_cpus = 2;
     drawn.plan.address_bits = 39;
     drawn.plan.steps = STEPS_FOR_EXPORT;
@@ -78,8 +94,30 @@ pub fn draw_for_export(seed: u64) -> Drawn {
     drawn
 }
 
+/// The width of a guest address, often the widest of the format, and the tree that this makes.
+fn address_bits(format: &'static Row, random: &mut Random) -> (u8, Geometry) {
+    let (narrowest, widest) = ADDRESS_BITS;
+    let choices = usize::from(widest - narrowest) + 1;
+    let drawn = narrowest + u8::try_from(random.below(choices)).unwrap_or(0);
+    let drawn = (!random.half()).then_some(drawn);
+    let geometry = |bits| Some((bits, format.geometry(bits, &EVERYTHING)?));
+    drawn
+        .filter(|bits| *bits <= format.address_bits())
+        .and_then(geometry)
+        .or_else(|| geometry(format.address_bits()))
+        .expect("a format does the width that its row names")
+}
+
 struct Drawing<'r> {
+    format: &'static Row,
+    address_bits: u8,
     random: &'r mut Random,
+    /// Bytes of the format's page.
+    page: u64,
+    /// What everything that can be mapped in blocks is aligned to: a frame of 2 MiB at least.
+    block: u64,
+    /// Whether blocks are large enough for a device of a gigabyte.
+    has_blocks: bool,
     mappings: Vec<Mapping>,
     slots: Vec<Slot>,
     /// Where the next slot, mapping and device may begin.
@@ -89,8 +127,22 @@ struct Drawing<'r> {
 }
 
 impl<'r> Drawing<'r> {
-    fn new(random: &'r mut Random) -> Self {
+    fn new(format: &'static Row, random: &'r mut Random) -> Self {
+        let (address_bits, geometry) = address_bits(format, random);
+        let page = geometry.entry_bytes(Level::PAGE);
+        let above = Level::new(1);
+        let above = geometry
+            .shape(above)
+            .leaf
+            .then(|| geometry.entry_bytes(above));
         Self {
+            format,
+            address_bits,
+            page,
+            block: above
+                .filter(|bytes| *bytes <= 4 * MIB)
+                .map_or(2 * MIB, |bytes| bytes.max(2 * MIB)),
+            has_blocks: above.is_some(),
             gpa: 256 * MIB,
             hva: 0x7f00_0000_0000,
             device: 4 * GIB,
@@ -103,28 +155,29 @@ impl<'r> Drawing<'r> {
     fn finish(mut self) -> Plan {
         self.ram();
         for _ in 0..2 + self.random.below(4) {
+            let devices = self.format.has_devices(&EVERYTHING);
             match self.random.below(8) {
-                0 | 1 => self.ram(),
                 2 => self.odd_ram(),
-                3 => self.device(),
-                4 => self.revocable(),
-                5 => self.image(),
-                6 => self.patchwork(),
-                _ => self.alias(),
+                3 if devices => self.device(),
+                4 if devices => self.revocable(),
+                // Its frames are of 4 KiB.
+                5 if self.page == PAGE_SIZE => self.image(),
+                6 if devices => self.patchwork(),
+                7 => self.alias(),
+                _ => self.ram(),
             }
         }
         if self.random.one_in(3) {
             self.hole();
         }
-        if self.random.one_in(6) {
+        if self.random.one_in(6) && self.has_blocks && self.format.has_devices(&EVERYTHING) {
             self.large_device();
         }
         let boot = self.boot();
         let features = self.features();
         let churn = self.churn();
-        let bits = 32 + self.random.below(9);
         Plan {
-            address_bits: u8::try_from(bits).unwrap_or(40),
+            address_bits: self.address_bits,
             features,
             guest_cpus: GUEST_CPUS,
             host_cpus: HOST_CPUS,
@@ -170,7 +223,7 @@ impl<'r> Drawing<'r> {
                 cpu,
                 gpa: slot.gpa,
                 bytes: slot.bytes,
-                stride: (slot.bytes / 4).max(PAGE_SIZE),
+                stride: (slot.bytes / 4).max(self.page),
                 kind: if self.random.half() {
                     AccessKind::Read
                 } else {
@@ -186,7 +239,7 @@ impl<'r> Drawing<'r> {
         let writable = matches!(backing, Backing::Anonymous | Backing::Device { .. })
             || !self.random.one_in(3);
         let hva = self.hva + offset;
-        self.hva = (hva + bytes).next_multiple_of(2 * MIB) + 2 * MIB;
+        self.hva = (hva + bytes).next_multiple_of(self.block) + self.block;
         self.mappings.push(Mapping {
             name: name.into(),
             hva,
@@ -205,7 +258,7 @@ impl<'r> Drawing<'r> {
         self.gpa = if self.random.one_in(3) {
             end
         } else {
-            end.next_multiple_of(2 * MIB)
+            end.next_multiple_of(self.block)
         };
         let id = u32::try_from(self.slots.len()).unwrap_or(0);
         self.slots.push(Slot {
@@ -223,11 +276,12 @@ impl<'r> Drawing<'r> {
 
     /// A few pages, not a multiple of a block.
     fn pages(&mut self, most: u64) -> u64 {
-        (1 + guest::below(self.random, most).unwrap_or(0)) * PAGE_SIZE
+        let pages = 1 + guest::below(self.random, most).unwrap_or(0);
+        (pages * PAGE_SIZE).next_multiple_of(self.page)
     }
 
     fn is_aligned(&self) -> bool {
-        self.gpa.is_multiple_of(2 * MIB)
+        self.gpa.is_multiple_of(self.block)
     }
 
     /// RAM whose guest and host addresses agree modulo a block.
@@ -236,7 +290,7 @@ impl<'r> Drawing<'r> {
         let offset = if self.is_aligned() {
             0
         } else {
-            self.gpa % (2 * MIB)
+            self.gpa % self.block
         };
         let bytes = blocks * 2 * MIB;
         let mapping = self.add("ram", bytes, offset, Backing::Anonymous);
@@ -254,7 +308,7 @@ impl<'r> Drawing<'r> {
 
     fn device_at(&mut self, bytes: u64, offset: u64) -> u64 {
         let hpa = self.device + offset;
-        self.device = (hpa + bytes).next_multiple_of(2 * MIB);
+        self.device = (hpa + bytes).next_multiple_of(self.block);
         hpa
     }
 
@@ -265,17 +319,22 @@ impl<'r> Drawing<'r> {
         let hpa = self.device_at(bytes, offset);
         let mapping = self.add("device", bytes, offset, Backing::Device { hpa });
         // The guest and host physical addresses agree, or not.
-        let wanted = hpa % (2 * MIB);
-        let shift = (wanted + 2 * MIB - self.gpa % (2 * MIB)) % (2 * MIB);
+        let block = self.block;
+        let shift = (hpa % block + block - self.gpa % block) % block;
         let shift = if self.random.one_in(3) { 0 } else { shift };
         self.slot("device", bytes, shift, self.mappings[mapping].hva, false);
     }
 
+    /// A gigabyte, and perhaps some pages, if the guest's addresses have room for it.
     fn large_device(&mut self) {
+        let bytes = GIB + self.pages(4) * u64::from(self.random.half());
+        let gpa = self.gpa.next_multiple_of(GIB);
+        if gpa + bytes > 1 << self.address_bits {
+            return;
+        }
+        self.gpa = gpa;
         self.device = self.device.next_multiple_of(GIB);
         self.hva = self.hva.next_multiple_of(GIB);
-        self.gpa = self.gpa.next_multiple_of(GIB);
-        let bytes = GIB + self.pages(4) * u64::from(self.random.half());
         let hpa = self.device_at(bytes, 0);
         let mapping = self.add("large device", bytes, 0, Backing::Device { hpa });
         self.slot("large device", bytes, 0, self.mappings[mapping].hva, false);
@@ -313,7 +372,7 @@ impl<'r> Drawing<'r> {
         let hpa = self.device_at(device, 0);
         let second = self.add("patch of a device", device, 0, Backing::Device { hpa });
         self.mappings[second].hva = hva + ram + hole;
-        self.hva = (hva + ram + hole + device).next_multiple_of(2 * MIB) + 2 * MIB;
+        self.hva = (hva + ram + hole + device).next_multiple_of(self.block) + self.block;
         self.slot("patchwork", ram + hole + device, 0, hva, false);
     }
 
@@ -323,15 +382,15 @@ impl<'r> Drawing<'r> {
             return;
         };
         let (hva, bytes) = (mapping.hva, mapping.bytes);
-        let skipped = (self.pages(64) - PAGE_SIZE).min(bytes / 2);
+        let skipped = (self.pages(64) - self.page).min(bytes / 2) & !(self.page - 1);
         self.slot("alias", bytes - skipped, 0, hva + skipped, false);
     }
 
     /// A slot with nothing behind it.
     fn hole(&mut self) {
         let bytes = self.pages(8);
-        let hva = self.hva + PAGE_SIZE;
+        let hva = self.hva + self.page;
         self.slot("hole", bytes, 0, hva, false);
-        self.hva = (hva + bytes).next_multiple_of(2 * MIB) + 2 * MIB;
+        self.hva = (hva + bytes).next_multiple_of(self.block) + self.block;
     }
 }

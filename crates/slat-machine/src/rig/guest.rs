@@ -6,7 +6,6 @@ use slat::{Fault, SlotId};
 use slat_mm::interpose::Interposed;
 use slat_table::address::{Gpa, PAGE_SIZE};
 use slat_table::attributes::Access;
-use slat_table::format::arm64::Arm64;
 
 use super::Finding;
 use super::contents::word;
@@ -17,6 +16,7 @@ use crate::event::{AccessKind, Cpu};
 use crate::host::Disturber;
 use crate::lock::brief;
 use crate::machine::Ending;
+use crate::modelled::Modelled;
 use crate::platform::MachinePlatform;
 use crate::random::Random;
 use crate::schedule::{point, progress, spin};
@@ -34,7 +34,7 @@ const ASTRAY: usize = 64;
 /// Pages of a slot that are accessed again and again.
 const HOT_PAGES: u64 = 16;
 
-pub(crate) type GuestVcpu<'m> = Vcpu<'m, Arm64, Interposed<Space, Disturber>, MachinePlatform>;
+pub(crate) type GuestVcpu<'m, F> = Vcpu<'m, F, Interposed<Space, Disturber>, MachinePlatform<F>>;
 
 /// What a guest CPU does after a fault.
 enum Next {
@@ -47,16 +47,16 @@ enum Next {
 }
 
 /// A CPU that runs the guest.
-pub(crate) struct GuestCpu<'r> {
-    rig: &'r Rig,
+pub(crate) struct GuestCpu<'r, F: Modelled> {
+    rig: &'r Rig<F>,
     cpu: Cpu,
     random: Random,
-    pub(crate) vcpu: GuestVcpu<'r>,
+    pub(crate) vcpu: GuestVcpu<'r, F>,
     written: u64,
 }
 
 /// Runs the guest on `cpu` until the run is over.
-pub(crate) fn run(rig: &Rig, cpu: Cpu) {
+pub(crate) fn run<F: Modelled>(rig: &Rig<F>, cpu: Cpu) {
     let mut guest = GuestCpu::new(rig, cpu);
     for touch in rig.plan.boot.iter().filter(|touch| touch.cpu == cpu) {
         guest.touch(touch);
@@ -72,8 +72,8 @@ pub(crate) fn run(rig: &Rig, cpu: Cpu) {
     guest.end();
 }
 
-impl<'r> GuestCpu<'r> {
-    pub(crate) fn new(rig: &'r Rig, cpu: Cpu) -> Self {
+impl<'r, F: Modelled> GuestCpu<'r, F> {
+    pub(crate) fn new(rig: &'r Rig<F>, cpu: Cpu) -> Self {
         Self {
             rig,
             cpu,

@@ -14,6 +14,7 @@ mod churn;
 mod contents;
 mod devices;
 pub mod draw;
+pub mod formats;
 mod guest;
 mod layout;
 pub mod plan;
@@ -36,9 +37,11 @@ use slat_table::table::NewTableError;
 
 use crate::event::Event;
 use crate::host::Disturbance;
+use crate::modelled::Modelled;
 use crate::schedule::{self, Task};
 use setup::Rig;
 
+pub use formats::Row;
 pub use plan::Plan;
 
 /// How a run ended.
@@ -55,6 +58,8 @@ pub struct Outcome {
 /// How a run is watched and disturbed.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// The format of the guest's tables.
+    pub format: &'static Row,
     /// Where every choice comes from.
     pub seed: u64,
     /// Where to write the trace, one record a line.
@@ -161,7 +166,16 @@ impl Finding {
 /// [`RigError`]: what of the plan cannot be set up, or why the trace cannot be written.
 pub fn run(plan: &Plan, options: &Options) -> Result<Outcome, RigError> {
     check(plan)?;
-    let (rig, _telling) = setup::build(plan, options)?;
+    options.format.run(plan, options)
+}
+
+/// Runs `plan` with tables of the format `F` on hardware with `features`.
+fn run_on<F: Modelled>(
+    plan: &Plan,
+    options: &Options,
+    features: F::Features,
+) -> Result<Outcome, RigError> {
+    let (rig, _telling) = setup::build::<F>(plan, options, features)?;
     fork(&rig);
     let ended = schedule::run(rig.seeds.schedule, tasks(&rig));
     if let Err(error) = &ended {
@@ -171,14 +185,14 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Outcome, RigError> {
     let stuck = Arc::strong_count(&rig) > 1;
     if stuck {
         let report = summary::of_plan(plan, options.seed);
-        return Ok(outcome(report, rig.finding(), options.seed));
+        return Ok(outcome(report, rig.finding(), options));
     }
     join(&rig);
     let mut report = summary::of_rig(&rig, options.seed);
     let (machine, before) = (Arc::clone(&rig.machine), rig.free_at_first);
     let finding = setup::take_apart(rig);
     summary::count_frames(&mut report, before, machine.free_bytes());
-    Ok(outcome(report, finding, options.seed))
+    Ok(outcome(report, finding, options))
 }
 
 fn check(plan: &Plan) -> Result<(), RigError> {
@@ -192,11 +206,12 @@ fn check(plan: &Plan) -> Result<(), RigError> {
     Ok(())
 }
 
-fn outcome(report: Report, finding: Option<Finding>, seed: u64) -> Outcome {
+fn outcome(report: Report, finding: Option<Finding>, options: &Options) -> Outcome {
+    let (format, seed) = (options.format.name(), options.seed);
     let rule = finding.as_ref().map(|finding| finding.rule.clone());
     let story = |Finding { story, .. }: Finding| {
         format!(
-            "{}\nseed {seed}: replay with --seed {seed}",
+            "{}\nseed {seed}: replay with --format {format} --seed {seed}",
             story.trim_end()
         )
     };
@@ -216,7 +231,7 @@ fn of_schedule(error: &schedule::ScheduleError) -> Finding {
     Finding::new(rule, error.to_string())
 }
 
-fn tasks(rig: &Arc<Rig>) -> Vec<Task> {
+fn tasks<F: Modelled>(rig: &Arc<Rig<F>>) -> Vec<Task> {
     let guest = rig.plan.guest_cpus;
     let task = |cpu: u8| {
         let rig = Arc::clone(rig);
@@ -245,16 +260,16 @@ fn tasks(rig: &Arc<Rig>) -> Vec<Task> {
 /// those who come after.
 const HAND_OVER: u64 = 0;
 
-fn handed_over(rig: &Rig, cpu: u8) {
+fn handed_over<F: Modelled>(rig: &Rig<F>, cpu: u8) {
     rig.machine.note(cpu, Event::Locked { lock: HAND_OVER });
     rig.machine.note(cpu, Event::Unlocked { lock: HAND_OVER });
 }
 
-fn fork(rig: &Rig) {
+fn fork<F: Modelled>(rig: &Rig<F>) {
     rig.machine.release(0);
     handed_over(rig, 0);
 }
 
-fn join(rig: &Rig) {
+fn join<F: Modelled>(rig: &Rig<F>) {
     handed_over(rig, 0);
 }

@@ -4,6 +4,7 @@ use super::action::{Action, perform};
 use super::guest::GuestCpu;
 use super::setup::Rig;
 use crate::event::{AccessKind, Cpu};
+use crate::modelled::Modelled;
 
 /// What one CPU does.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub enum Deed {
 }
 
 /// Does the steps of `cpu`.
-pub(crate) fn run(rig: &Rig, cpu: Cpu) {
+pub(crate) fn run<F: Modelled>(rig: &Rig<F>, cpu: Cpu) {
     let mut guest = GuestCpu::new(rig, cpu);
     for step in rig.script.iter().filter(|step| step.cpu == cpu) {
         if rig.is_over() {

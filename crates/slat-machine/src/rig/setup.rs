@@ -8,31 +8,33 @@ use slat::{Config, GuestMemory};
 use slat_mm::interpose::Interposed;
 use slat_mm::{AddressSpace, Backing, DriverDevice, Protection};
 use slat_report::Churn;
-use slat_table::address::{Hpa, HpaRange, Hva, HvaRange};
+use slat_table::address::{Hpa, HpaRange, Hva, HvaRange, PAGE_SIZE};
 use slat_table::attributes::MemoryType;
-use slat_table::format::arm64::{Arm64, Arm64Features};
+use slat_table::format::Format;
+use slat_table::geometry::Level;
 
 use super::action::Claims;
 use super::contents::Contents;
 use super::devices::Devices;
+use super::formats;
 use super::layout;
 use super::plan::{self, Plan};
 use super::script::Step;
 use super::slots::Slots;
 use super::witness::Watch;
 use super::{Finding, Options, RigError};
-use crate::arm64;
-use crate::event::{Event, Registers, Vm};
+use crate::event::{Event, Vm};
 use crate::frames::{MachineFrames, Supply};
 use crate::host::Disturber;
 use crate::lock::{self, ModelLocks, Telling, brief};
 use crate::machine::{self, Machine};
+use crate::modelled::Modelled;
 use crate::platform::MachinePlatform;
 use crate::random::Random;
 use crate::schedule::{self, Task};
 
 pub(crate) type Space = AddressSpace<MachineFrames, ModelLocks>;
-pub(crate) type Memory = GuestMemory<Arm64, Interposed<Space, Disturber>, MachinePlatform>;
+pub(crate) type Memory<F> = GuestMemory<F, Interposed<Space, Disturber>, MachinePlatform<F>>;
 
 /// The VM's number. Not 0: that one means the host itself to some tools that read traces.
 pub(crate) const VM: Vm = 1;
@@ -63,7 +65,7 @@ impl Seeds {
 }
 
 /// Everything of one run.
-pub(crate) struct Rig {
+pub(crate) struct Rig<F: Modelled> {
     pub(crate) plan: Plan,
     pub(crate) script: Vec<Step>,
     pub(crate) seeds: Seeds,
@@ -72,13 +74,15 @@ pub(crate) struct Rig {
     /// Bytes of the machine's RAM that were free before there was anything.
     pub(crate) free_at_first: u64,
     pub(crate) space: Space,
-    pub(crate) memory: Arc<Memory>,
+    pub(crate) memory: Arc<Memory<F>>,
     /// The drivers of revocable mappings, by the mapping's place in the plan.
     pub(crate) drivers: Vec<Option<DriverDevice<ModelLocks>>>,
     pub(crate) slots: Slots,
     pub(crate) claims: Claims,
     pub(crate) contents: Contents,
     pub(crate) devices: Devices,
+    /// What the host says of a device's memory.
+    pub(crate) device_memory: MemoryType,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) accesses: AtomicU64,
     finding: Mutex<Option<Finding>>,
@@ -91,10 +95,15 @@ pub(crate) struct Counts {
     pub(crate) churn: Churn,
 }
 
-impl Rig {
+impl<F: Modelled> Rig<F> {
     pub(crate) fn cpus(&self) -> u8 {
         let churns = self.plan.churn != plan::Churn::default() || !self.script.is_empty();
         self.plan.guest_cpus + if churns { self.plan.host_cpus } else { 0 }
+    }
+
+    /// Bytes of the format's page.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.memory.table().geometry().entry_bytes(Level::PAGE)
     }
 
     /// Notes what must not be, and has every task come to its end. The first finding counts.
@@ -125,14 +134,21 @@ impl Rig {
     }
 }
 
-impl fmt::Debug for Rig {
+impl<F: Modelled> fmt::Debug for Rig<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rig").finish_non_exhaustive()
     }
 }
 
 /// Sets everything up. The second part has the machine told of locks while it lives.
-pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling), RigError> {
+pub(crate) fn build<F: Modelled>(
+    plan: &Plan,
+    options: &Options,
+    features: F::Features,
+) -> Result<(Arc<Rig<F>>, Telling), RigError> {
+    let features = F::equipped(features, &plan.features);
+    let page = page_bytes::<F>(&features, plan.address_bits);
+    let device_memory = formats::device_memory::<F>(&features).unwrap_or(MemoryType::Device);
     let seeds = Seeds::new(options.seed);
     let watch = Watch::new(!options.unjudged, options.trace.as_deref())?;
     let config = machine::Config {
@@ -153,24 +169,26 @@ pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling
         Arc::clone(&machine),
         VM,
         options.disturbance,
+        page,
         seeds.disturber,
     );
-    let memory = Memory::new(
+    let memory = Memory::<F>::new(
         Interposed::new(space.clone(), Arc::new(disturber)),
-        MachinePlatform::new(Arc::clone(&machine), VM, Arc::clone(&supply)),
-        features(plan),
+        MachinePlatform::new(Arc::clone(&machine), VM, features, Arc::clone(&supply)),
+        features,
         Config::new().address_bits(plan.address_bits),
     )?;
-    enter(plan, &machine, &memory)?;
-    let drivers = drivers(plan)?;
+    enter::<F>(plan, &machine, &memory)?;
+    let drivers = drivers(plan, device_memory)?;
     for (mapping, driver) in plan.mappings.iter().zip(&drivers) {
-        map(&space, mapping, driver.as_ref())?;
+        map(&space, mapping, device_memory, driver.as_ref())?;
     }
     let rig = Rig {
         slots: Slots::new(),
         claims: Claims::default(),
         contents: Contents::new(plan),
-        devices: Devices::new(plan),
+        devices: Devices::new(plan, device_memory),
+        device_memory,
         plan: plan.clone(),
         script: options.script.clone(),
         seeds,
@@ -194,34 +212,28 @@ pub(crate) fn build(plan: &Plan, options: &Options) -> Result<(Arc<Rig>, Telling
     Ok((Arc::new(rig), telling))
 }
 
-fn features(plan: &Plan) -> Arm64Features {
-    Arm64Features {
-        physical_bits: 48,
-        force_write_back: plan.features.force_write_back,
-        execute_never_extended: false,
-        hardware_accessed: plan.features.hardware_accessed,
-        hardware_dirty: plan.features.hardware_dirty,
-        vmid16: false,
-        coherent_instruction_cache: true,
-    }
+/// Bytes of the format's page; of a page of 4 KiB if there is no such tree, of which guest memory
+/// will complain.
+fn page_bytes<F: Format>(features: &F::Features, address_bits: u8) -> u64 {
+    F::geometry(features, address_bits)
+        .map_or(PAGE_SIZE, |geometry| geometry.entry_bytes(Level::PAGE))
 }
 
-fn enter(plan: &Plan, machine: &Machine, memory: &Memory) -> Result<(), RigError> {
-    let root = memory.table().root(VM);
+fn enter<F: Modelled>(plan: &Plan, machine: &Machine, memory: &Memory<F>) -> Result<(), RigError> {
+    let table = memory.table();
+    let registers = F::registers(table.features(), table.root(VM), VM);
     for cpu in 0..plan.guest_cpus + plan.host_cpus {
-        let registers = Registers::Arm64(arm64::Registers {
-            vttbr: root.vttbr,
-            vtcr: root.vtcr,
-            force_write_back: plan.features.force_write_back,
-        });
         machine
-            .enter(cpu, VM, registers)
+            .enter(cpu, VM, registers.clone())
             .map_err(|reason| RigError::Registers { cpu, reason })?;
     }
     Ok(())
 }
 
-fn drivers(plan: &Plan) -> Result<Vec<Option<DriverDevice<ModelLocks>>>, RigError> {
+fn drivers(
+    plan: &Plan,
+    memory: MemoryType,
+) -> Result<Vec<Option<DriverDevice<ModelLocks>>>, RigError> {
     let driver = |mapping: &plan::Mapping| match mapping.backing {
         plan::Backing::Revocable { hpa } => {
             let range = HpaRange::new(Hpa::new(hpa), mapping.bytes);
@@ -229,7 +241,7 @@ fn drivers(plan: &Plan) -> Result<Vec<Option<DriverDevice<ModelLocks>>>, RigErro
                 name: mapping.name.clone(),
                 error,
             })?;
-            Ok(Some(DriverDevice::new(range, MemoryType::Device)))
+            Ok(Some(DriverDevice::new(range, memory)))
         }
         _ => Ok(None),
     };
@@ -239,6 +251,7 @@ fn drivers(plan: &Plan) -> Result<Vec<Option<DriverDevice<ModelLocks>>>, RigErro
 fn map(
     space: &Space,
     mapping: &plan::Mapping,
+    memory: MemoryType,
     driver: Option<&DriverDevice<ModelLocks>>,
 ) -> Result<(), RigError> {
     let name = &mapping.name;
@@ -247,7 +260,11 @@ fn map(
         RigError::Range { name, error }
     })?;
     space
-        .map(range, protection(mapping), backing(mapping, 0, driver))
+        .map(
+            range,
+            protection(mapping),
+            backing(mapping, 0, memory, driver),
+        )
         .map_err(|error| RigError::Mapping {
             name: name.clone(),
             error,
@@ -264,9 +281,11 @@ pub(crate) fn protection(mapping: &plan::Mapping) -> Protection {
 }
 
 /// What a mapping shows from `offset` on.
+/// `memory` is what the host says of a device's memory.
 pub(crate) fn backing(
     mapping: &plan::Mapping,
     offset: u64,
+    memory: MemoryType,
     driver: Option<&DriverDevice<ModelLocks>>,
 ) -> Backing<ModelLocks> {
     match (&mapping.backing, driver) {
@@ -276,7 +295,7 @@ pub(crate) fn backing(
         },
         (plan::Backing::Device { hpa } | plan::Backing::Revocable { hpa }, _) => Backing::Linear {
             hpa: Hpa::new(hpa + offset),
-            memory: MemoryType::Device,
+            memory,
         },
         (plan::Backing::Anonymous, _) => Backing::Anonymous,
         (plan::Backing::Image(bytes), _) => {
@@ -287,7 +306,7 @@ pub(crate) fn backing(
 }
 
 /// Takes everything apart, by one of the ways that there are, and looks for what is left.
-pub(crate) fn take_apart(rig: Arc<Rig>) -> Option<Finding> {
+pub(crate) fn take_apart<F: Modelled>(rig: Arc<Rig<F>>) -> Option<Finding> {
     let (machine, supply) = (Arc::clone(&rig.machine), Arc::clone(&rig.supply));
     let (seed, found) = (rig.seeds.ending, rig.finding());
     // As a task, so that a panic or a deadlock in it is a finding too.
@@ -301,7 +320,7 @@ pub(crate) fn take_apart(rig: Arc<Rig>) -> Option<Finding> {
         .or_else(|| leak(&supply))
 }
 
-fn end(rig: &Rig, seed: u64) {
+fn end<F: Modelled>(rig: &Rig<F>, seed: u64) {
     let mut random = Random::new(seed);
     if random.half() {
         for id in rig.slots.ids() {

@@ -16,6 +16,7 @@ use super::{Finding, plan};
 use crate::address;
 use crate::event::{Event, Slot};
 use crate::lock::brief;
+use crate::modelled::Modelled;
 use crate::schedule::cpu;
 
 /// All slots.
@@ -64,7 +65,11 @@ impl Slots {
     }
 
     /// Creates `slot`, which nobody else knows of yet.
-    pub(crate) fn insert(&self, rig: &Rig, slot: &plan::Slot) -> Result<(), TransactionError> {
+    pub(crate) fn insert<F: Modelled>(
+        &self,
+        rig: &Rig<F>,
+        slot: &plan::Slot,
+    ) -> Result<(), TransactionError> {
         let Some(claim) = self.claim(slot.id, Some(slot.clone())) else {
             return Err(TransactionError::SlotExists(SlotId(slot.id)));
         };
@@ -72,7 +77,7 @@ impl Slots {
     }
 
     /// Deletes the slot `id`, if it is there and nobody else changes it. Returns whether it did.
-    pub(crate) fn remove(&self, rig: &Rig, id: u32) -> bool {
+    pub(crate) fn remove<F: Modelled>(&self, rig: &Rig<F>, id: u32) -> bool {
         let Some(claim) = self.claim(id, None) else {
             return false;
         };
@@ -90,7 +95,7 @@ impl Slots {
 
     /// Creates `slot`, in place of the one with its number if there is one and nobody else changes
     /// it. Returns whether it did.
-    pub(crate) fn replace(&self, rig: &Rig, slot: &plan::Slot) -> bool {
+    pub(crate) fn replace<F: Modelled>(&self, rig: &Rig<F>, slot: &plan::Slot) -> bool {
         self.claim(slot.id, Some(slot.clone()))
             .is_some_and(|claim| self.change(rig, &claim, Some(slot)).is_ok())
     }
@@ -123,9 +128,9 @@ impl Slots {
     }
 
     /// Makes `next` of a claimed slot, in one transaction.
-    fn change(
+    fn change<F: Modelled>(
         &self,
-        rig: &Rig,
+        rig: &Rig<F>,
         claim: &Claim,
         next: Option<&plan::Slot>,
     ) -> Result<(), TransactionError> {
@@ -197,8 +202,8 @@ impl Slots {
     }
 }
 
-fn commit(
-    memory: &Memory,
+fn commit<F: Modelled>(
+    memory: &Memory<F>,
     claim: &Claim,
     next: Option<&plan::Slot>,
 ) -> Result<Vec<slat::report::RegionReport>, TransactionError> {

@@ -1,6 +1,7 @@
 //! Many runs, each with a plan drawn from its seed, on as many threads as there are cores.
 //!
 //! All of one run stays on one thread, so runs do not disturb each other and each replays alone.
+//! Several formats take turns.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -10,18 +11,21 @@ use std::thread;
 use std::time::Instant;
 
 use super::draw::{self, Drawn};
-use super::{Outcome, RigError, run};
+use super::{Outcome, RigError, Row, run};
 
 /// How long to go on, and with how much at once.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The first seed; the others follow it.
+    /// The formats, which take turns.
+    pub formats: Vec<&'static Row>,
+    /// The first seed of each format; the others follow it.
     pub first_seed: u64,
-    /// At least so many seeds are run.
+    /// At least so many seeds are run, those of all formats together.
     pub least_seeds: u64,
     /// Once there were enough seeds, go on for so long.
     pub time: Duration,
-    /// Once there were enough seeds, go on for so many steps; `None`: only time counts.
+    /// Once there were enough seeds, go on for so many steps of each format; `None`: only time
+    /// counts.
     pub steps: Option<u64>,
     /// Runs at once.
     pub jobs: usize,
@@ -45,21 +49,34 @@ pub struct Totals {
 /// How a soak ended.
 #[derive(Debug)]
 pub struct Soaked {
-    /// What was done.
-    pub totals: Totals,
+    /// What was done with each format.
+    pub formats: Vec<(&'static Row, Totals)>,
     /// What was found first, and by which seed.
     pub finding: Option<(u64, String)>,
     /// How long it took.
     pub time: Duration,
 }
 
+impl Soaked {
+    /// What was done with all formats together.
+    pub fn totals(&self) -> Totals {
+        sum(self.formats.iter().map(|(_, totals)| totals))
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seeds, steps, .. } = *self;
+        write!(f, "{} steps over {seeds} seeds", Grouped(steps))
+    }
+}
+
 impl fmt::Display for Soaked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals { seeds, steps, .. } = self.totals;
         write!(
             f,
-            "{} steps over {seeds} seeds on {} guest CPUs: {} in {:.1} s",
-            Grouped(steps),
+            "{} on {} guest CPUs: {} in {:.1} s",
+            self.totals(),
             draw::GUEST_CPUS,
             if self.finding.is_some() {
                 "1 violation"
@@ -95,7 +112,22 @@ struct Shared<'l> {
     began: Instant,
     next: AtomicU64,
     over: AtomicBool,
-    state: Mutex<(Totals, Option<(u64, String)>)>,
+    state: Mutex<State>,
+}
+
+#[derive(Clone)]
+struct State {
+    /// By the place of the format.
+    totals: Vec<Totals>,
+    finding: Option<(u64, String)>,
+}
+
+/// A run to be made.
+struct Next {
+    /// The place of its format.
+    at: usize,
+    format: &'static Row,
+    seed: u64,
 }
 
 /// Runs seed after seed until a limit is reached or something is found. `progress` hears of every
@@ -110,7 +142,10 @@ pub fn soak(limits: &Limits, progress: &(dyn Fn(&Totals) + Sync)) -> Result<Soak
         began: Instant::now(),
         next: AtomicU64::new(0),
         over: AtomicBool::new(false),
-        state: Mutex::default(),
+        state: Mutex::new(State {
+            totals: vec![Totals::default(); limits.formats.len()],
+            finding: None,
+        }),
     };
     let work = || shared.work(progress);
     thread::scope(|scope| {
@@ -122,9 +157,9 @@ pub fn soak(limits: &Limits, progress: &(dyn Fn(&Totals) + Sync)) -> Result<Soak
         })
     })?;
     let time = shared.began.elapsed();
-    let (totals, finding) = locked(&shared.state).clone();
+    let State { totals, finding } = locked(&shared.state).clone();
     Ok(Soaked {
-        totals,
+        formats: limits.formats.iter().copied().zip(totals).collect(),
         finding,
         time,
     })
@@ -132,35 +167,57 @@ pub fn soak(limits: &Limits, progress: &(dyn Fn(&Totals) + Sync)) -> Result<Soak
 
 impl Shared<'_> {
     fn work(&self, progress: &(dyn Fn(&Totals) + Sync)) -> Result<(), RigError> {
-        while let Some(seed) = self.next() {
-            let Drawn { plan, options } = draw::draw(seed);
+        while let Some(Next { at, format, seed }) = self.next() {
+            let Drawn { plan, options } = draw::draw(format, seed);
             let outcome = run(&plan, &options);
             let outcome = outcome.inspect_err(|_| self.over.store(true, Relaxed))?;
             let mut state = locked(&self.state);
-            add(&mut state.0, &outcome);
+            add(&mut state.totals[at], &outcome);
             if let Some(story) = outcome.finding {
                 self.over.store(true, Relaxed);
                 // The lowest seed is the one to show, whichever thread was faster.
-                if state.1.as_ref().is_none_or(|(known, _)| seed < *known) {
-                    state.1 = Some((seed, story));
+                let known = state.finding.as_ref();
+                if known.is_none_or(|(known, _)| seed < *known) {
+                    state.finding = Some((seed, story));
                 }
             }
-            progress(&state.0);
+            progress(&sum(&state.totals));
         }
         Ok(())
     }
 
-    /// The next seed to run, if there is to be one.
-    fn next(&self) -> Option<u64> {
-        if self.over.load(Relaxed) {
-            return None;
+    /// The next run, if there is to be one.
+    fn next(&self) -> Option<Next> {
+        let Limits {
+            formats,
+            first_seed,
+            least_seeds,
+            ..
+        } = self.limits;
+        let turns = formats.len() as u64;
+        while !self.over.load(Relaxed) {
+            let number = self.next.fetch_add(1, Relaxed);
+            let turn = number.checked_div(turns)?;
+            let at = usize::try_from(number % turns).ok()?;
+            if number < *least_seeds || self.goes_on(at) {
+                return Some(Next {
+                    at,
+                    format: formats[at],
+                    seed: first_seed.wrapping_add(turn),
+                });
+            }
+            if !(0..formats.len()).any(|at| self.goes_on(at)) {
+                break;
+            }
         }
-        let number = self.next.fetch_add(1, Relaxed);
-        let limits = self.limits;
-        let late = self.began.elapsed() >= limits.time;
-        let steps = locked(&self.state).0.steps;
-        let enough = late || limits.steps.is_some_and(|most| steps >= most);
-        (number < limits.least_seeds || !enough).then(|| limits.first_seed.wrapping_add(number))
+        None
+    }
+
+    /// Whether there is time for more of the format at this place, and not enough of it yet.
+    fn goes_on(&self, at: usize) -> bool {
+        let steps = locked(&self.state).totals[at].steps;
+        let enough = self.limits.steps.is_some_and(|most| steps >= most);
+        !enough && self.began.elapsed() < self.limits.time
     }
 }
 
@@ -177,6 +234,18 @@ fn add(totals: &mut Totals, Outcome { report, .. }: &Outcome) {
     }
     totals.faults += report.exits.get("fault").copied().unwrap_or(0);
     totals.changes += report.churn.as_ref().map_or(0, |churn| churn.total);
+}
+
+fn sum<'t>(totals: impl IntoIterator<Item = &'t Totals>) -> Totals {
+    totals
+        .into_iter()
+        .fold(Totals::default(), |sum, one| Totals {
+            seeds: sum.seeds + one.seeds,
+            steps: sum.steps + one.steps,
+            accesses: sum.accesses + one.accesses,
+            faults: sum.faults + one.faults,
+            changes: sum.changes + one.changes,
+        })
 }
 
 #[cfg(test)]

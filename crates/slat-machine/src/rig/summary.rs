@@ -9,14 +9,15 @@ use slat_report::{
     Blocks, Faults, Flushes, Kind, Mapped, Model, Notifiers, Outcome, Region, Report, Tables, Times,
 };
 use slat_table::address::{Gpa, GpaRange, PAGE_SIZE};
-use slat_table::geometry::MAX_LEVELS;
+use slat_table::geometry::{Level, MAX_LEVELS};
 
 use super::plan::{Backing, Churn, Plan, Slot};
 use super::setup::Rig;
 use crate::lock::brief;
+use crate::modelled::Modelled;
 
 /// The report of a run whose tasks are done and of which nothing was taken apart yet.
-pub(crate) fn of_rig(rig: &Rig, seed: u64) -> Report {
+pub(crate) fn of_rig<F: Modelled>(rig: &Rig<F>, seed: u64) -> Report {
     let counts = brief(&rig.counts);
     let stats = rig.memory.stats();
     let faults = counts.faults.iter().fold(Faults::default(), add);
@@ -117,6 +118,7 @@ fn add(sum: Faults, stats: &FaultStats) -> Faults {
     }
 }
 
+/// Leaves by level, under the names that they have with pages of 4 KiB.
 fn blocks(leaves: &[u64; MAX_LEVELS]) -> Blocks {
     Blocks {
         pages_4k: leaves[0],
@@ -125,7 +127,7 @@ fn blocks(leaves: &[u64; MAX_LEVELS]) -> Blocks {
     }
 }
 
-fn region(rig: &Rig, planned: &Slot) -> Region {
+fn region<F: Modelled>(rig: &Rig<F>, planned: &Slot) -> Region {
     let slot = rig.slots.get(planned.id);
     let slot = slot.as_ref().unwrap_or(planned);
     let (faults, report) = rig.slots.summary(slot.id);
@@ -147,11 +149,19 @@ fn region(rig: &Rig, planned: &Slot) -> Region {
             Mapped::Create
         },
         mapped_at_creation: report.as_ref().map_or(0, RegionReport::mapped_bytes),
-        mapped_bytes: (blocks.pages_4k << 12) + (blocks.blocks_2m << 21) + (blocks.blocks_1g << 30),
+        mapped_bytes: mapped_bytes(rig, &leaves),
         blocks,
         why_not_larger: report.as_ref().map(reasons).unwrap_or_default(),
         faults,
     }
+}
+
+fn mapped_bytes<F: Modelled>(rig: &Rig<F>, leaves: &[u64; MAX_LEVELS]) -> u64 {
+    let geometry = rig.memory.table().geometry();
+    let levels = (0..).map(Level::new).zip(leaves);
+    levels
+        .map(|(level, count)| geometry.entry_bytes(level) * count)
+        .sum()
 }
 
 fn reasons(report: &RegionReport) -> Vec<String> {

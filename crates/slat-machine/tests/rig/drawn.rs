@@ -4,7 +4,9 @@ use core::num::NonZero;
 use core::time::Duration;
 use std::thread;
 
+use slat_machine::rig::Row;
 use slat_machine::rig::draw::{draw, draw_for_export};
+use slat_machine::rig::formats::ROWS;
 use slat_machine::rig::soak::{Limits, soak};
 
 use crate::caught::{clean, scaled};
@@ -17,11 +19,27 @@ fn longer() -> Duration {
     Duration::from_secs(seconds.unwrap_or(0))
 }
 
+/// The formats that `SLAT_RIG_FORMATS` names, separated by commas; all if it names none.
+fn formats() -> Vec<&'static Row> {
+    match std::env::var("SLAT_RIG_FORMATS") {
+        Ok(names) => names
+            .split(',')
+            .map(|name| Row::named(name).unwrap_or_else(|| panic!("no format is called {name}")))
+            .collect(),
+        Err(_) => ROWS.iter().collect(),
+    }
+}
+
 #[test]
 fn nothing_is_found_over_many_drawn_plans() {
+    let formats = formats();
+    let turns = formats.len() as u64;
+    // As many as it takes for a single format, a few of each of many.
+    let seeds = scaled(40).max(scaled(4 * turns)).max(turns);
     let limits = Limits {
+        formats,
         first_seed: 1_000_000,
-        least_seeds: scaled(40),
+        least_seeds: seeds,
         time: longer(),
         steps: None,
         jobs: thread::available_parallelism().map_or(1, NonZero::get),
@@ -31,12 +49,16 @@ fn nothing_is_found_over_many_drawn_plans() {
         let rule = story.split(':').next().unwrap_or_default();
         panic!("caught: {rule}\n{story}");
     }
-    let totals = soaked.totals;
-    assert!(totals.seeds >= scaled(40), "{totals:?}");
-    // Runs in which nothing happens find nothing.
-    assert!(totals.steps >= totals.seeds * 200_000, "{totals:?}");
-    assert!(totals.faults >= totals.seeds * 100, "{totals:?}");
-    assert!(totals.changes >= totals.seeds * 5, "{totals:?}");
+    assert!(soaked.totals().seeds >= seeds, "{soaked:?}");
+    for (format, totals) in &soaked.formats {
+        // Runs in which nothing happens find nothing.
+        assert!(
+            totals.steps >= totals.seeds * 200_000,
+            "{format:?} {totals:?}"
+        );
+        assert!(totals.faults >= totals.seeds * 100, "{format:?} {totals:?}");
+        assert!(totals.changes >= totals.seeds * 5, "{format:?} {totals:?}");
+    }
 }
 
 #[test]
@@ -49,14 +71,14 @@ fn nothing_is_found_over_plans_for_external_checkers() {
 
 #[test]
 fn a_seed_always_draws_the_same_plan_and_another_draws_another() {
-    let text = |seed| format!("{:?}", draw(seed));
+    let text = |seed| format!("{:?}", draw(Default::default(), seed));
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
 }
 
 #[test]
 fn a_report_counts_the_frames_that_were_free_before_and_are_after() {
-    let mut drawn = draw(1);
+    let mut drawn = draw(Default::default(), 1);
     drawn.plan.steps = 20_000;
     let report = clean(&drawn.plan, &drawn.options).report;
     let churn = report.churn.expect("drawn plans have churn");

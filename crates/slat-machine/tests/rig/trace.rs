@@ -13,7 +13,7 @@ fn trace_of(seed: u64, name: &str) -> Vec<u8> {
     let Drawn {
         mut plan,
         mut options,
-    } = draw(seed);
+    } = draw(Default::default(), seed);
     plan.steps = 20_000;
     options.trace = Some(path.clone());
     clean(&plan, &options);
