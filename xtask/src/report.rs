@@ -55,7 +55,7 @@ impl Display for Full<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use slat_report::{Blocks, Churn, Kind, Mapped, Outcome, Region};
+    use slat_report::{Churn, Kind, Mapped, Outcome, Region};
 
     use super::*;
 
@@ -69,11 +69,7 @@ mod tests {
             mapped: Mapped::Create,
             mapped_at_creation: size,
             mapped_bytes: size,
-            blocks: Blocks {
-                pages_4k: 1,
-                blocks_2m: 2,
-                blocks_1g: 0,
-            },
+            blocks: [(4096, 1), (2 << 20, 2)].into_iter().collect(),
             why_not_larger: vec!["too small for 2M".to_owned()],
             faults,
         };

@@ -24,7 +24,7 @@ pub use engine::ExamineError;
 use crate::layout::{Kind, Layout};
 use advice::Fix;
 use change::ChangeKind;
-use engine::{Facts, PartFacts, SlotFacts, bytes, count};
+use engine::{Facts, PartFacts, SlotFacts};
 
 /// What becomes of a layout. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -181,7 +181,7 @@ fn total(layout: &Layout, facts: &Facts, slots: Vec<SlotExplained>) -> Explanati
         slots,
         entries,
         table_bytes: facts.table_bytes,
-        faults: parts().map(|part| count(part.on_fault)).sum(),
+        faults: parts().map(|part| part.on_fault.count()).sum(),
         faults_without_creation: entries,
         notes: Vec::new(),
     }
@@ -205,10 +205,10 @@ fn explain_part(layout: &Layout, part: &PartFacts, fixes: Vec<Fix>) -> PartExpla
         hva: part.hva,
         bytes: part.bytes,
         mapped: when(part),
-        at_creation: part.at_creation,
-        on_fault: part.on_fault,
+        at_creation: part.at_creation.clone(),
+        on_fault: part.on_fault.clone(),
         entries: part.entries(),
-        faults: count(part.on_fault),
+        faults: part.on_fault.count(),
         faults_without_creation: part.entries(),
         not_at_creation: match mapping {
             Some(mapping) if mapping.kind == Kind::NoAccess => vec![Because {
@@ -224,7 +224,7 @@ fn explain_part(layout: &Layout, part: &PartFacts, fixes: Vec<Fix>) -> PartExpla
 }
 
 fn when(part: &PartFacts) -> When {
-    match (bytes(part.at_creation), bytes(part.on_fault)) {
+    match (part.at_creation.bytes(), part.on_fault.bytes()) {
         (0, 0) => When::Never,
         (0, _) => When::OnFault,
         (_, 0) => When::AtCreation,

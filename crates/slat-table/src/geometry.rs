@@ -203,6 +203,12 @@ impl Geometry {
         (0..=self.root.0).rev().map(Level)
     }
 
+    /// Numbers of entries by level, pages first, as numbers by the bytes that one of them maps.
+    pub fn by_size(&self, entries: [u64; MAX_LEVELS]) -> impl Iterator<Item = (u64, u64)> {
+        let levels = (0..=self.root.0).map(Level);
+        levels.map(move |level| (self.entry_bytes(level), entries[level.index()]))
+    }
+
     /// The levels below the root, pages first.
     pub fn levels_below_root(&self) -> impl Iterator<Item = Level> + use<> {
         (0..self.root.0).map(Level)

@@ -16,6 +16,8 @@
 
 extern crate alloc;
 
+mod blocks;
+
 pub mod size;
 #[cfg(feature = "text")]
 pub mod text;
@@ -23,6 +25,8 @@ pub mod text;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
+
+pub use blocks::Blocks;
 
 use serde::{Deserialize, Serialize};
 
@@ -133,22 +137,8 @@ pub enum Kind {
     Hole,
 }
 
-/// Leaves by the size of memory that each maps (4K granule).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blocks {
-    /// 4 KiB pages.
-    #[serde(rename = "4K")]
-    pub pages_4k: u64,
-    /// 2 MiB blocks.
-    #[serde(rename = "2M")]
-    pub blocks_2m: u64,
-    /// 1 GiB blocks.
-    #[serde(rename = "1G")]
-    pub blocks_1g: u64,
-}
-
 /// Stage-2 faults taken by the guest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Faults {
     /// Translation faults that mapped RAM.
     pub ram: u64,
@@ -280,10 +270,7 @@ mod tests {
                 mapped: Mapped::Create,
                 mapped_at_creation: 0x1000,
                 mapped_bytes: 0x1000,
-                blocks: Blocks {
-                    pages_4k: 1,
-                    ..Blocks::default()
-                },
+                blocks: [(4096, 1)].into_iter().collect(),
                 why_not_larger: vec!["the region is smaller than 2 MiB (4096 bytes)".to_string()],
                 faults: 0,
             }],

@@ -68,16 +68,10 @@ impl Display for Text<'_> {
 }
 
 /// Leaves by size, such as `3 x 2M + 5 x 4K`, or `-` if there are none.
-pub fn blocks(blocks: Blocks) -> String {
-    let sizes = [
-        ("1G", blocks.blocks_1g),
-        ("2M", blocks.blocks_2m),
-        ("4K", blocks.pages_4k),
-    ];
-    let parts: Vec<_> = sizes
-        .iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(size, count)| format!("{count} x {size}"))
+pub fn blocks(blocks: &Blocks) -> String {
+    let parts: Vec<_> = blocks
+        .largest_first()
+        .map(|(bytes, count)| format!("{count} x {}", Size(bytes)))
         .collect();
     if parts.is_empty() {
         "-".to_owned()
@@ -177,7 +171,7 @@ fn faults(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
             faults.injected,
         ),
     )?;
-    line(f, "faults made", blocks(faults.by_size))?;
+    line(f, "faults made", blocks(&faults.by_size))?;
     match faults.populated_by_loader {
         0 => Ok(()),
         frames => line(

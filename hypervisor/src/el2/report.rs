@@ -11,7 +11,7 @@ use slat_hypervisor::span::PAGE_SIZE;
 use slat_report::{Faults, Notifiers, Region, Report, Tables};
 
 use super::memory::{Guest, GuestRegion, Memory};
-use super::run::{Finished, blocks};
+use super::run::Finished;
 use super::semihosting;
 
 /// The report of a run that is over, but for what churn did, which is known only when the guest
@@ -72,7 +72,10 @@ pub(super) fn send(report: &Report) {
 
 fn region(memory: &Memory, region: &GuestRegion) -> Region {
     let start = region.range.start();
-    let leaves = blocks(&memory.table().count_leaves(&region.range));
+    let mut blocks = Blocks::default();
+    memory
+        .table()
+        .for_each_leaf(&region.range, |leaf, _| blocks.add(leaf.bytes(), 1));
     Region {
         name: region.name.clone(),
         kind: region.kind,
@@ -83,8 +86,8 @@ fn region(memory: &Memory, region: &GuestRegion) -> Region {
         size: region.range.bytes(),
         mapped: region.mapped,
         mapped_at_creation: region.report.mapped_bytes(),
-        mapped_bytes: (leaves.pages_4k << 12) + (leaves.blocks_2m << 21) + (leaves.blocks_1g << 30),
-        blocks: leaves,
+        mapped_bytes: blocks.bytes(),
+        blocks,
         why_not_larger: reasons(&region.report),
         faults: region.faults,
     }

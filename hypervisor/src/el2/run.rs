@@ -10,7 +10,7 @@ use slat::table::format::arm64::Arm64;
 use slat::vcpu::{Denial, Fault, Outcome as FaultOutcome};
 use slat_hypervisor::psci::{self, Answer};
 use slat_hypervisor::syndrome::{self, Abort, AccessKind, Cause, Exit};
-use slat_report::{Blocks, Faults, Outcome};
+use slat_report::{Faults, Outcome};
 
 use super::churn::Churn;
 use super::clock::Clock;
@@ -75,7 +75,9 @@ impl<'m> Run<'m> {
             let exception = self.vcpu.run();
             self.clock.leave();
             if let Some(outcome) = self.handle(exception) {
-                self.faults.by_size = blocks(&self.faulting.stats().leaves);
+                let geometry = *self.guest.memory.table().geometry();
+                let leaves = self.faulting.stats().leaves;
+                self.faults.by_size = geometry.by_size(leaves).collect();
                 let Self {
                     exits,
                     faults,
@@ -242,15 +244,5 @@ impl<'m> Run<'m> {
 
     fn count(&mut self, reason: &'static str) {
         *self.exits.entry(reason).or_default() += 1;
-    }
-}
-
-/// Leaves by level, pages first, as the report has them.
-pub(super) fn blocks(leaves: &[u64]) -> Blocks {
-    let level = |level: usize| leaves.get(level).copied().unwrap_or(0);
-    Blocks {
-        pages_4k: level(0),
-        blocks_2m: level(1),
-        blocks_1g: level(2),
     }
 }

@@ -6,7 +6,7 @@
 //! number of entries before and after as counted.
 
 use super::change::{Change, ChangeKind, Changed, overlap};
-use super::engine::{Facts, PartFacts, bytes, estimated_leaves, examine};
+use super::engine::{Facts, PartFacts, estimated_leaves, examine};
 use super::zones::{BLOCKS, largest_block};
 use crate::layout::{Kind, Layout, Mapping, Pages};
 
@@ -200,7 +200,7 @@ fn verify(layout: &Layout, facts: &Facts, change: Change) -> Option<Fix> {
 /// Entries and bytes mapped.
 fn sums<'a>(parts: impl Iterator<Item = &'a PartFacts>) -> (u64, u64) {
     parts.fold((0, 0), |(entries, mapped), part| {
-        let more = bytes(part.at_creation) + bytes(part.on_fault);
+        let more = part.at_creation.bytes() + part.on_fault.bytes();
         (entries + part.entries(), mapped + more)
     })
 }

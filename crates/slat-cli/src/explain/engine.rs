@@ -13,7 +13,7 @@ use slat::report::{Backing as Behind, Part, Reason, RegionReport};
 use slat::table::address::{Gpa, GpaRange, Hpa, HpaRange, Hva};
 use slat::table::attributes::{Access, MemoryType};
 use slat::table::format::arm64::{Arm64, Arm64Features};
-use slat::table::geometry::{Level, MAX_LEVELS};
+use slat::table::geometry::Level;
 use slat::table::lock::StdLocks;
 use slat::table::simulated::SimulatedPlatform;
 use slat::table::table::NewTableError;
@@ -67,7 +67,7 @@ pub(crate) struct PartFacts {
 impl PartFacts {
     /// Leaves once everything is mapped.
     pub(crate) fn entries(&self) -> u64 {
-        count(self.at_creation) + count(self.on_fault)
+        self.at_creation.count() + self.on_fault.count()
     }
 }
 
@@ -76,16 +76,6 @@ impl SlotFacts {
     pub(crate) fn entries(&self) -> u64 {
         self.parts.iter().map(PartFacts::entries).sum()
     }
-}
-
-/// How many leaves these are.
-pub(crate) const fn count(blocks: Blocks) -> u64 {
-    blocks.pages_4k + blocks.blocks_2m + blocks.blocks_1g
-}
-
-/// How many bytes these leaves map.
-pub(crate) const fn bytes(blocks: Blocks) -> u64 {
-    (blocks.pages_4k << 12) + (blocks.blocks_2m << 21) + (blocks.blocks_1g << 30)
 }
 
 /// Why a layout could not be examined.
@@ -385,6 +375,7 @@ fn touch(
             return Err(failed(format!("{outcome:?} after {} bytes", done.bytes)));
         }
     }
+    let geometry = memory.table().geometry();
     let hva = part.hva().start().raw();
     let behind = |mapping: &Mapping| mapping.range().contains(&hva);
     Ok(PartFacts {
@@ -392,20 +383,11 @@ fn touch(
         hva,
         bytes: range.bytes(),
         mapping: layout.mappings.iter().position(behind),
-        at_creation: blocks(part.leaves()),
-        on_fault: blocks(&vcpu.stats().leaves),
+        at_creation: geometry.by_size(*part.leaves()).collect(),
+        on_fault: geometry.by_size(vcpu.stats().leaves).collect(),
         unmapped: Vec::new(),
         limited: Vec::new(),
     })
-}
-
-/// Leaves by level as leaves by size.
-const fn blocks(leaves: &[u64; MAX_LEVELS]) -> Blocks {
-    Blocks {
-        pages_4k: leaves[0],
-        blocks_2m: leaves[1],
-        blocks_1g: leaves[2],
-    }
 }
 
 /// Bytes of the tables below the root that a slot's leaves need.

@@ -64,9 +64,9 @@ fn agreement(left: u64, right: u64) -> u64 {
 }
 
 /// Whether the sizes alone say so: no larger block fits into a part so small.
-pub(crate) const fn is_obvious(reason: Reason, concerned: u64, part: &PartFacts) -> bool {
+pub(crate) fn is_obvious(reason: Reason, concerned: u64, part: &PartFacts) -> bool {
     let boundary = matches!(reason, Reason::SlotBoundary | Reason::VmaBoundary);
-    let huge = (part.at_creation.blocks_2m + part.on_fault.blocks_2m) * HUGE;
+    let huge = (part.at_creation.of(HUGE) + part.on_fault.of(HUGE)) * HUGE;
     boundary && (part.bytes < HUGE || (part.bytes < 1 << 30 && concerned == huge))
 }
 

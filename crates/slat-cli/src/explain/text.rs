@@ -87,10 +87,8 @@ fn cells(slot: &SlotExplained, part: &PartExplained) -> [String; 9] {
         Some(mapping) if mapping != slot.name => format!("{}: {mapping}", slot.name),
         _ => slot.name.clone(),
     };
-    let mut all = part.at_creation;
-    all.pages_4k += part.on_fault.pages_4k;
-    all.blocks_2m += part.on_fault.blocks_2m;
-    all.blocks_1g += part.on_fault.blocks_1g;
+    let mut all = part.at_creation.clone();
+    all.add_all(&part.on_fault);
     [
         name,
         part.kind.clone(),
@@ -98,7 +96,7 @@ fn cells(slot: &SlotExplained, part: &PartExplained) -> [String; 9] {
         format!("{:#014x}", part.hva),
         Size(part.bytes).to_string(),
         part.mapped.to_string(),
-        blocks(all),
+        blocks(&all),
         part.entries.to_string(),
         part.faults.to_string(),
     ]

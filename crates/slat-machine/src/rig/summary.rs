@@ -9,7 +9,7 @@ use slat_report::{
     Blocks, Faults, Flushes, Kind, Mapped, Model, Notifiers, Outcome, Region, Report, Tables, Times,
 };
 use slat_table::address::{Gpa, GpaRange, PAGE_SIZE};
-use slat_table::geometry::{Level, MAX_LEVELS};
+use slat_table::geometry::Geometry;
 
 use super::plan::{Backing, Churn, Plan, Slot};
 use super::setup::Rig;
@@ -20,7 +20,11 @@ use crate::modelled::Modelled;
 pub(crate) fn of_rig<F: Modelled>(rig: &Rig<F>, seed: u64) -> Report {
     let counts = brief(&rig.counts);
     let stats = rig.memory.stats();
-    let faults = counts.faults.iter().fold(Faults::default(), add);
+    let geometry = rig.memory.table().geometry();
+    let faults = counts
+        .faults
+        .iter()
+        .fold(Faults::default(), |sum, stats| add(sum, stats, geometry));
     let sum = |count: fn(&FaultStats) -> u64| counts.faults.iter().map(count).sum();
     let exits: [(&str, u64); 4] = [
         ("fault", sum(FaultStats::total)),
@@ -99,8 +103,9 @@ fn model(plan: &Plan, seed: u64) -> Model {
     }
 }
 
-fn add(sum: Faults, stats: &FaultStats) -> Faults {
-    let by_size = blocks(&stats.leaves);
+fn add(sum: Faults, stats: &FaultStats, geometry: &Geometry) -> Faults {
+    let mut by_size = sum.by_size;
+    by_size.add_all(&geometry.by_size(stats.leaves).collect());
     Faults {
         ram: sum.ram + stats.ram,
         mmio: sum.mmio + stats.pfnmap,
@@ -110,20 +115,7 @@ fn add(sum: Faults, stats: &FaultStats) -> Faults {
         retried: sum.retried + stats.retried,
         injected: sum.injected + stats.mmio,
         populated_by_loader: 0,
-        by_size: Blocks {
-            pages_4k: sum.by_size.pages_4k + by_size.pages_4k,
-            blocks_2m: sum.by_size.blocks_2m + by_size.blocks_2m,
-            blocks_1g: sum.by_size.blocks_1g + by_size.blocks_1g,
-        },
-    }
-}
-
-/// Leaves by level, under the names that they have with pages of 4 KiB.
-fn blocks(leaves: &[u64; MAX_LEVELS]) -> Blocks {
-    Blocks {
-        pages_4k: leaves[0],
-        blocks_2m: leaves[1],
-        blocks_1g: leaves[2],
+        by_size,
     }
 }
 
@@ -132,10 +124,11 @@ fn region<F: Modelled>(rig: &Rig<F>, planned: &Slot) -> Region {
     let slot = slot.as_ref().unwrap_or(planned);
     let (faults, report) = rig.slots.summary(slot.id);
     let range = GpaRange::new(Gpa::new(slot.gpa), slot.bytes);
-    let leaves = range.map_or([0; MAX_LEVELS], |range| {
-        rig.memory.table().count_leaves(&range)
-    });
-    let blocks = blocks(&leaves);
+    let mut blocks = Blocks::default();
+    if let Ok(range) = range {
+        let table = rig.memory.table();
+        table.for_each_leaf(&range, |leaf, _| blocks.add(leaf.bytes(), 1));
+    }
     let first = rig.memory.translate(Gpa::new(slot.gpa));
     Region {
         name: slot.name.clone(),
@@ -149,19 +142,11 @@ fn region<F: Modelled>(rig: &Rig<F>, planned: &Slot) -> Region {
             Mapped::Create
         },
         mapped_at_creation: report.as_ref().map_or(0, RegionReport::mapped_bytes),
-        mapped_bytes: mapped_bytes(rig, &leaves),
+        mapped_bytes: blocks.bytes(),
         blocks,
         why_not_larger: report.as_ref().map(reasons).unwrap_or_default(),
         faults,
     }
-}
-
-fn mapped_bytes<F: Modelled>(rig: &Rig<F>, leaves: &[u64; MAX_LEVELS]) -> u64 {
-    let geometry = rig.memory.table().geometry();
-    let levels = (0..).map(Level::new).zip(leaves);
-    levels
-        .map(|(level, count)| geometry.entry_bytes(level) * count)
-        .sum()
 }
 
 fn reasons(report: &RegionReport) -> Vec<String> {

@@ -24,7 +24,7 @@ fn a_block_of_1_gib_is_split_by_an_invalidation_of_a_part() {
             .clone()
             .all(|region| region.mapped_at_creation == GIB)
     );
-    assert!(regions.clone().any(|region| region.blocks.blocks_1g == 0));
+    assert!(regions.clone().any(|region| region.blocks.of(1 << 30) == 0));
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_split_keeps_the_memory_type_of_a_device() {
     let outcomes = explore(&plan);
     assert!(times(&outcomes, "split") > 0);
     let regions = outcomes.iter().map(|outcome| &outcome.report.regions[0]);
-    assert!(regions.clone().any(|region| region.blocks.pages_4k > 0));
+    assert!(regions.clone().any(|region| region.blocks.of(4 << 10) > 0));
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn a_block_at_the_slots_edge_is_not_mapped_beyond_it() {
     let outcomes = explore(&plan);
     assert!(times(&outcomes, "migrate") > 0);
     let regions = outcomes.iter().map(|outcome| &outcome.report.regions[0]);
-    assert!(regions.clone().any(|region| region.blocks.blocks_2m == 1));
-    assert!(regions.clone().all(|region| region.blocks.blocks_2m <= 1));
+    assert!(regions.clone().any(|region| region.blocks.of(2 << 20) == 1));
+    assert!(regions.clone().all(|region| region.blocks.of(2 << 20) <= 1));
 }
 
 #[test]
@@ -81,8 +81,8 @@ fn a_leaf_over_several_stripes_is_taken_away_while_it_is_made() {
     plan.churn.remap = 1;
     let outcomes = explore(&plan);
     assert!(times(&outcomes, "remap") > 0);
-    let faults = outcomes.iter().map(|outcome| outcome.report.faults);
-    assert!(faults.clone().any(|faults| faults.by_size.blocks_1g > 0));
+    let faults = outcomes.iter().map(|outcome| &outcome.report.faults);
+    assert!(faults.clone().any(|faults| faults.by_size.of(1 << 30) > 0));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn permission_lost_and_gained_again_reaches_the_guest() {
     plan.churn.protect = 1;
     let outcomes = explore(&plan);
     assert!(times(&outcomes, "protect") > 0);
-    let mut faults = outcomes.iter().map(|outcome| outcome.report.faults);
+    let mut faults = outcomes.iter().map(|outcome| &outcome.report.faults);
     assert!(faults.any(|faults| faults.permission > 0));
 }
 
@@ -230,7 +230,7 @@ fn a_fault_in_a_new_slot_meets_what_the_old_one_had_mapped() {
     let plan = ram(128 * KIB);
     for pages in [1, 4] {
         let outcomes = explore_script(&plan, &replacing(pages), 20);
-        let mut faults = outcomes.iter().map(|outcome| outcome.report.faults);
+        let mut faults = outcomes.iter().map(|outcome| &outcome.report.faults);
         assert!(faults.any(|faults| faults.retried > 0));
     }
 }
@@ -300,7 +300,7 @@ fn ageing_works_where_the_access_flag_faults() {
     let outcomes = explore(&ageing(features));
     assert!(times(&outcomes, "age") > 0);
     // An aged page faults when it is used again.
-    let mut faults = outcomes.iter().map(|outcome| outcome.report.faults);
+    let mut faults = outcomes.iter().map(|outcome| &outcome.report.faults);
     assert!(faults.any(|faults| faults.permission > 0));
 }
 

@@ -53,7 +53,7 @@ fn cells(region: &Region) -> [String; 10] {
         when(region).to_owned(),
         Size(region.mapped_at_creation).to_string(),
         Size(region.mapped_bytes).to_string(),
-        blocks(region.blocks),
+        blocks(&region.blocks),
         region.faults.to_string(),
     ]
 }

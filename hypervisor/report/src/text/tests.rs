@@ -27,21 +27,14 @@ fn boot() -> Report {
     let uart = Region {
         mapped_at_creation: 0x1000,
         mapped_bytes: 0x1000,
-        blocks: Blocks {
-            pages_4k: 1,
-            ..Blocks::default()
-        },
+        blocks: [(4096, 1)].into_iter().collect(),
         why_not_larger: vec!["too small for 2M".to_owned()],
         ..region("uart", Kind::Device, 0x900_0000, 0x1000)
     };
     let ram = Region {
         faults: 15,
         mapped_bytes: (4 << 20) + 0x1000,
-        blocks: Blocks {
-            pages_4k: 1,
-            blocks_2m: 2,
-            blocks_1g: 0,
-        },
+        blocks: [(4096, 1), (2 << 20, 2)].into_iter().collect(),
         ..region("ram", Kind::Ram, 0x4000_0000, 512 << 20)
     };
     Report {
