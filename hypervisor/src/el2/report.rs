@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use slat::report::{Part, RegionReport};
 use slat_hypervisor::options::Options;
 use slat_hypervisor::span::PAGE_SIZE;
-use slat_report::{Faults, Notifiers, Region, Report, Tables};
+use slat_report::{Blocks, Faults, Notifiers, Region, Report, Tables};
 
 use super::memory::{Guest, GuestRegion, Memory};
 use super::run::Finished;
@@ -42,7 +42,7 @@ pub(super) fn build(
             .collect(),
         faults: Faults {
             populated_by_loader,
-            ..finished.faults
+            ..finished.faults.clone()
         },
         exits: exits.collect(),
         tables: Tables {
