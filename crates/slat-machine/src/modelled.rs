@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod agreement;
 mod arm64;
+mod armv7;
 mod ept;
 mod npt;
 mod power;

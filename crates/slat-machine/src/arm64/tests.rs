@@ -1,6 +1,11 @@
 //! What each bit of an entry, a register and an operand means.
 
+use super::descriptor::READ;
 use super::*;
+use crate::address::Gpa;
+use crate::architecture::{Effect, Forgotten, Leaf, Reach};
+
+mod granules;
 
 /// 39 guest and 40 physical address bits, the root at the manual's level 1.
 const VTCR: u64 = vtcr(39, 1, 2);
@@ -40,6 +45,8 @@ const READ_ONLY: Leaf = Leaf {
     device: false,
     run_bits: 0,
 };
+const VALID: u64 = 0b01;
+const TABLE_OR_PAGE: u64 = 0b10;
 /// The page above.
 const PAGE: u64 = 0x8000_0000 + 0x77f;
 /// The same as a block.
@@ -103,7 +110,7 @@ fn permissions_and_flags_are_read_from_their_bits() {
         (PAGE | 0b11 << 53, leaf(|_| {})),
         // Software's bits, and the contiguous hint.
         (PAGE | 0b1111 << 55, leaf(|_| {})),
-        (PAGE | 1 << 52, leaf(|_| {})),
+        (PAGE | 1 << 52, leaf(|leaf| leaf.run_bits = 4)),
         // Shareability: none, outer, inner.
         (PAGE & !(0b11 << 8), leaf(|_| {})),
         (PAGE & !(0b01 << 8), leaf(|_| {})),
@@ -151,6 +158,7 @@ fn hardware_sets_bits_only_if_told_to() {
     assert_eq!(half.decode(0, PAGE | DIRTY_BIT_MODIFIER), leaf(|_| {}));
     let accessed = stage_two(VTCR | 1 << 21, false);
     assert_eq!(accessed.with_accessed(0, PAGE & !ACCESS_FLAG), Some(PAGE));
+    assert_eq!(accessed.with_accessed(1, 0x8000_0003), None);
     assert_eq!(accessed.with_dirty(0, PAGE | DIRTY_BIT_MODIFIER), None);
 }
 
@@ -238,8 +246,10 @@ fn the_shape_of_the_tree_follows_the_start_level_and_the_width() {
 fn registers_that_make_no_sense_are_refused() {
     let refused = |vttbr, vtcr| StageTwo::new(&registers(vttbr, vtcr)).unwrap_err();
     for (vttbr, vtcr, words) in [
-        (0, VTCR | 1 << 14, "TG0"),
-        (0, VTCR | 1 << 32, "DS"),
+        (0, VTCR | 0b11 << 14, "TG0"),
+        (0, VTCR | 1 << 32 | 1 << 14, "DS"),
+        (0, VTCR | 0b01 << 12, "SH0"),
+        (0, VTCR | 1 << 33, "SL2"),
         (0, vtcr(39, 1, 7), "PS"),
         (0, vtcr(54, 1, 5), "T0SZ"),
         (0, vtcr(24, 1, 5), "T0SZ"),

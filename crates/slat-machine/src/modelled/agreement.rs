@@ -32,7 +32,9 @@ pub(super) fn check<F: Modelled>(features: &F::Features, address_bits: u8) {
     for _ in 0..ENTRIES {
         let level = Level::new(u8::try_from(random.below(geometry.root().index() + 1)).unwrap());
         entries_agree::<F>(features, level, &*walker, random);
-        leaves += usize::from(leaves_agree::<F>(features, level, &*walker, random));
+        leaves += usize::from(leaves_agree::<F>(
+            features, &geometry, level, &*walker, random,
+        ));
     }
     assert!(leaves > ENTRIES / 100, "{leaves} leaves are no test");
 }
@@ -83,13 +85,18 @@ fn entries_agree<F: Modelled>(
 /// Whether there was a leaf to compare.
 fn leaves_agree<F: Modelled>(
     features: &F::Features,
+    geometry: &Geometry,
     level: Level,
     walker: &dyn Architecture,
     random: &mut Random,
 ) -> bool {
     let step = 1_u64 << walker.levels()[level.index()].shift;
     let hpa = Hpa::new(random.bits() >> (12 + random.below(32)) & !(step - 1));
-    let attributes = draw(random);
+    let run = geometry.run_bytes(level);
+    let attributes = Attributes {
+        contiguous: run.is_some() && random.one_in(4),
+        ..draw(random)
+    };
     let Ok(raw) = F::leaf(features, level, hpa, attributes) else {
         return false;
     };
@@ -98,6 +105,11 @@ fn leaves_agree<F: Modelled>(
     };
     assert_eq!(leaf.hpa, to_machine(hpa));
     meanings_agree(&leaf, attributes);
+    let run = run.filter(|_| attributes.contiguous);
+    assert_eq!(step << leaf.run_bits, run.unwrap_or(step));
+    // One of a run has its own address, and is decoded to the run's first.
+    let hpa = hpa.align_down(step << leaf.run_bits);
+    assert_eq!(F::address(features, level, raw), hpa);
     let rules = F::rules(features);
     let decoded = |bytes: u64| F::decode(features, level, in_memory::<F>(bytes));
     let accessed = walker.with_accessed(level.index(), in_memory::<F>(raw));
@@ -139,7 +151,6 @@ fn meanings_agree(leaf: &Leaf, attributes: Attributes) {
         MemoryType::Device | MemoryType::DeviceStrict
     );
     assert_eq!(leaf.device, device);
-    assert_eq!(leaf.run_bits, 0);
 }
 
 fn draw(random: &mut Random) -> Attributes {

@@ -61,3 +61,57 @@ fn executed(instruction: maintenance::Instruction) -> event::Instruction {
         Issued::Vmalls12e1 => Instruction::Vmalls12e1,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use slat_table::format::arm64::{
+        Arm64, Arm64Granule16K, Arm64Granule16KLpa2, Arm64Granule64K, Arm64Lpa2,
+    };
+
+    use super::*;
+    use crate::modelled::agreement;
+
+    /// Features of CPUs, with addresses of so many bits.
+    fn cpus(physical_bits: u8) -> impl Iterator<Item = Arm64Features> {
+        let no_dirty = Arm64Features {
+            hardware_dirty: false,
+            ..Arm64Features::ALL
+        };
+        [Arm64Features::ALL, Arm64Features::NONE, no_dirty]
+            .into_iter()
+            .map(move |features| Arm64Features {
+                physical_bits,
+                ..features
+            })
+    }
+
+    #[test]
+    fn the_walker_reads_what_the_encoder_meant() {
+        for features in cpus(48) {
+            agreement::check::<Arm64>(&features, 48);
+            agreement::check::<Arm64Lpa2>(&features, 48);
+            agreement::check::<Arm64Granule16K>(&features, 47);
+            agreement::check::<Arm64Granule64K>(&features, 48);
+        }
+        for features in cpus(52) {
+            agreement::check::<Arm64>(&features, 40);
+            agreement::check::<Arm64Lpa2>(&features, 52);
+            agreement::check::<Arm64Granule16KLpa2>(&features, 52);
+            agreement::check::<Arm64Granule64K>(&features, 52);
+        }
+    }
+
+    #[test]
+    fn the_walker_finds_trees_of_every_width() {
+        for bits in 32..=48 {
+            agreement::check::<Arm64>(&Arm64Features::ALL, bits);
+            agreement::check::<Arm64Granule16K>(&Arm64Features::ALL, bits);
+            agreement::check::<Arm64Granule64K>(&Arm64Features::ALL, bits);
+        }
+        for bits in 32..=52 {
+            agreement::check::<Arm64Lpa2>(&Arm64Features::WIDE, bits);
+            agreement::check::<Arm64Granule16KLpa2>(&Arm64Features::WIDE, bits);
+            agreement::check::<Arm64Granule64K>(&Arm64Features::WIDE, bits);
+        }
+    }
+}
