@@ -8,8 +8,17 @@ use slat_table::platform::{Extent, TlbWork};
 use super::{Cpus, Modelled};
 use crate::ept::{self, Instruction};
 use crate::event::{self, Registers, Vm};
+use crate::rig::plan;
 
 impl Modelled for Ept {
+    /// One bit turns on both flags.
+    fn equipped(features: EptFeatures, has: &plan::Features) -> EptFeatures {
+        EptFeatures {
+            accessed_dirty: features.accessed_dirty && has.hardware_accessed && has.hardware_dirty,
+            ..features
+        }
+    }
+
     fn registers(features: &EptFeatures, root: EptRoot, vm: Vm) -> Registers {
         Registers::Ept(ept::Registers {
             vm,
