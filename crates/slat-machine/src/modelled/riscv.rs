@@ -8,9 +8,18 @@ use slat_table::platform::{Extent, TlbWork};
 
 use super::{Cpus, Modelled};
 use crate::event::{self, Registers, Vm};
+use crate::rig::plan;
 use crate::riscv::{self, Instruction, Width};
 
 impl Modelled for RiscV {
+    /// Svadu keeps both bits or neither.
+    fn equipped(features: RiscVFeatures, has: &plan::Features) -> RiscVFeatures {
+        RiscVFeatures {
+            svadu: features.svadu && has.hardware_accessed && has.hardware_dirty,
+            ..features
+        }
+    }
+
     fn registers(features: &RiscVFeatures, root: u64, _: Vm) -> Registers {
         Registers::RiscV(riscv::Registers {
             width: Width::Rv64,
@@ -36,6 +45,13 @@ impl Modelled for RiscV {
 }
 
 impl Modelled for Sv32x4 {
+    fn equipped(features: Sv32x4Features, has: &plan::Features) -> Sv32x4Features {
+        Sv32x4Features {
+            svadu: features.svadu && has.hardware_accessed && has.hardware_dirty,
+            ..features
+        }
+    }
+
     fn registers(features: &Sv32x4Features, root: u64, _: Vm) -> Registers {
         Registers::RiscV(riscv::Registers {
             width: Width::Rv32,

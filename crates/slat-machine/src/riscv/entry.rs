@@ -140,13 +140,15 @@ impl Entries {
         raw >> PAGE_NUMBER_SHIFT & ((1 << self.page_number_bits) - 1)
     }
 
+    /// A pointer to a table has no A.
     pub(super) fn with_accessed(self, raw: u64) -> Option<u64> {
-        self.hardware_updates.then_some(raw | ACCESSED)
+        let leaf = raw & (READ | EXECUTE) != 0;
+        (self.hardware_updates && leaf).then_some(raw | ACCESSED)
     }
 
-    /// D is only set by a store that is allowed, and A with it.
+    /// D is only set by a store that is allowed; A was set before.
     pub(super) fn with_dirty(self, raw: u64) -> Option<u64> {
-        (self.hardware_updates && raw & WRITE != 0).then_some(raw | ACCESSED | DIRTY)
+        (self.hardware_updates && raw & WRITE != 0).then_some(raw | DIRTY)
     }
 
     /// A leaf that allows everything.

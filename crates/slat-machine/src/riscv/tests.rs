@@ -137,6 +137,8 @@ fn with_svadu_the_walker_sets_accessed_and_dirty() {
     assert_eq!(stage.with_dirty(0, clean), Some(dirty));
     assert_eq!(stage.with_dirty(0, PAGE), None);
     assert_eq!(stage.with_accessed(0, PAGE & !ACCESSED), Some(PAGE));
+    assert_eq!(stage.with_accessed(1, TABLE), None);
+    assert_eq!(stage.with_dirty(1, TABLE), None);
 }
 
 #[test]

@@ -90,6 +90,30 @@ impl<F: Modelled> Row<F> {
             hpa.raw()
         };
         assert_eq!(read, Descriptor::Leaf(self.meant(hpa, attributes)));
+        self.set_by_hardware(level, raw, attributes);
+    }
+
+    /// What hardware makes of the entry, the format reads as the same leaf, used or written.
+    fn set_by_hardware(&self, level: Level, raw: u64, attributes: Attributes) {
+        let Entry::Leaf { hpa, .. } = F::decode(&self.features, level, raw) else {
+            panic!("{raw:#x} is no leaf");
+        };
+        let decoded = |raw| F::decode(&self.features, level, raw);
+        let accessed = self.hardware.with_accessed(level.index(), raw).map(decoded);
+        let used = Attributes {
+            accessed: true,
+            ..attributes
+        };
+        let rules = F::rules(&self.features);
+        let leaf = |attributes| Entry::Leaf { hpa, attributes };
+        assert_eq!(accessed, rules.hardware_accessed.then(|| leaf(used)));
+        let dirty = self.hardware.with_dirty(level.index(), raw).map(decoded);
+        let written = Attributes {
+            dirty: true,
+            ..attributes
+        };
+        let kept = rules.hardware_dirty && attributes.permissions.write;
+        assert_eq!(dirty, kept.then(|| leaf(written)));
     }
 
     fn meant(&self, hpa: u64, attributes: Attributes) -> Leaf {
