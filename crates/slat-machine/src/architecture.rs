@@ -130,8 +130,11 @@ pub enum Effect {
     Synchronise,
 }
 
+/// Effects that one instruction has at most.
+pub const MOST_EFFECTS: usize = 4;
+
 /// What one instruction does, in order.
-pub type Effects = ArrayVec<Effect, 4>;
+pub type Effects = ArrayVec<Effect, MOST_EFFECTS>;
 
 /// An architecture's second stage, set up for one VM.
 pub trait Architecture: fmt::Debug + Send + Sync {
@@ -167,6 +170,12 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// and the access faults instead.
     fn with_accessed(&self, level: usize, raw: u64) -> Option<u64>;
 
+    /// The pointer to a table with its accessed bit set by hardware; `None` where pointers have none.
+    fn table_with_accessed(&self, level: usize, raw: u64) -> Option<u64> {
+        let _ = (level, raw);
+        None
+    }
+
     /// The entry made dirty by hardware; `None` where the hardware does not do so.
     fn with_dirty(&self, level: usize, raw: u64) -> Option<u64>;
 
@@ -187,6 +196,22 @@ pub trait Architecture: fmt::Debug + Send + Sync {
 
     /// What an instruction does, in this order; nothing if it belongs to another architecture.
     fn effects(&self, instruction: &Instruction) -> Effects;
+}
+
+/// The leaf of the whole run that the one at `entry`, of `level`, belongs to; the same leaf if it
+/// stands alone.
+pub(crate) fn whole_run(
+    architecture: &dyn Architecture,
+    level: usize,
+    entry: Hpa,
+    leaf: &Leaf,
+) -> Leaf {
+    let place = entry.0 / architecture.entry_bytes() & ((1 << leaf.run_bits) - 1);
+    let skipped = place << architecture.levels()[level].shift;
+    Leaf {
+        hpa: Hpa(leaf.hpa.0.wrapping_sub(skipped)),
+        ..*leaf
+    }
 }
 
 /// The VM whose registers these are.

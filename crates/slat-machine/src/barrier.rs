@@ -3,18 +3,25 @@
 //! An invalidation takes effect on each CPU that it reaches at a moment of its own: at once, or at
 //! any time until a barrier of the CPU that issued it completes it. What was forgotten before the
 //! write it is about was visible may be walked and cached again, which is what a missing barrier
-//! before an invalidation leads to.
+//! before an invalidation leads to. What one instruction makes a CPU forget, it forgets at once.
 
-use crate::architecture::{Effect, Forgotten, Reach};
+use arrayvec::ArrayVec;
+
+use crate::architecture::{Descriptor, Effect, Effects, Forgotten, MOST_EFFECTS, Reach};
+use crate::entry;
 use crate::event::{Cpu, Event, Instruction, Vm};
 use crate::hardware::Hardware;
 use crate::store::CpuSet;
+use crate::tlb::Absence;
+
+/// What one instruction makes a CPU forget.
+type AtOnce = ArrayVec<Forgotten, MOST_EFFECTS>;
 
 /// An invalidation under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Invalidation {
     vm: Vm,
-    what: Forgotten,
+    what: AtOnce,
     /// Where it has not taken effect.
     pending: CpuSet,
 }
@@ -34,14 +41,12 @@ impl Hardware {
             "{instruction:?} on {}",
             architecture.name()
         );
-        // What it orders comes before it, what it forgets after.
-        let mut told = false;
-        for effect in effects {
-            if !matches!(effect, Effect::Complete { .. }) && !told {
+        let told = told_before(&effects);
+        for (place, effect) in effects.iter().enumerate() {
+            if place == told {
                 self.tell(cpu, Event::Instruction { vm, instruction });
-                told = true;
             }
-            match effect {
+            match *effect {
                 Effect::Complete {
                     reach,
                     invalidations,
@@ -53,11 +58,18 @@ impl Hardware {
                         self.complete_invalidations(cpu, reached);
                     }
                 }
-                Effect::Forget { reach, what } => self.invalidate(cpu, vm, what, reach),
+                Effect::Forget { reach, .. } => {
+                    let before = place.checked_sub(1).map(|before| &effects[before]);
+                    if !before.is_some_and(|before| forgets(before, reach).is_some()) {
+                        let more = effects[place..].iter();
+                        let what = more.map_while(|effect| forgets(effect, reach)).collect();
+                        self.invalidate(cpu, vm, what, reach);
+                    }
+                }
                 Effect::Synchronise => {}
             }
         }
-        if !told {
+        if told == effects.len() {
             self.tell(cpu, Event::Instruction { vm, instruction });
         }
     }
@@ -70,13 +82,13 @@ impl Hardware {
     }
 
     /// An invalidation is issued: on each CPU it takes effect now or later.
-    fn invalidate(&mut self, cpu: Cpu, vm: Vm, what: Forgotten, reach: Reach) {
+    fn invalidate(&mut self, cpu: Cpu, vm: Vm, what: AtOnce, reach: Reach) {
         let reached = self.reached(cpu, reach);
         let at_once = self.random.half();
         let mut pending = CpuSet::EMPTY;
         for target in reached.iter() {
             if at_once || self.random.half() {
-                self.forget(target, vm, what);
+                self.forget(target, vm, &what);
             } else {
                 pending = pending.with(CpuSet::one(target));
             }
@@ -93,9 +105,19 @@ impl Hardware {
         }
     }
 
-    fn forget(&mut self, target: Cpu, vm: Vm, what: Forgotten) {
+    fn forget(&mut self, target: Cpu, vm: Vm, what: &AtOnce) {
         self.steps += 1;
-        self.caches(target).forget(vm, what);
+        let architecture = self.any_second_stage(vm);
+        let bytes = architecture.entry_bytes();
+        let memory = &self.memory;
+        let is_leaf = |absence: &Absence| {
+            let raw = entry::read(memory.word(absence.entry), absence.entry, bytes);
+            matches!(architecture.decode(absence.level, raw), Descriptor::Leaf(_))
+        };
+        let caches = &mut self.cpus[usize::from(target)].caches;
+        for what in what {
+            caches.forget(vm, *what, is_leaf);
+        }
     }
 
     /// An invalidation that a CPU has issued takes effect on some CPU.
@@ -105,18 +127,18 @@ impl Hardware {
             return;
         }
         let at = self.random.below(pending);
-        let Invalidation { vm, what, pending } = self.cpu(issuer).invalidations[at];
+        let Invalidation { vm, what, pending } = self.cpu(issuer).invalidations[at].clone();
         let target = self.random.cpu(pending);
-        self.forget(target, vm, what);
+        self.forget(target, vm, &what);
         self.invalidation_worked(issuer, at, CpuSet::one(target));
     }
 
     /// Every invalidation that a CPU has issued has taken effect on those reached.
     fn complete_invalidations(&mut self, issuer: Cpu, reached: CpuSet) {
         for at in (0..self.cpu(issuer).invalidations.len()).rev() {
-            let Invalidation { vm, what, pending } = self.cpu(issuer).invalidations[at];
+            let Invalidation { vm, what, pending } = self.cpu(issuer).invalidations[at].clone();
             for target in pending.iter().filter(|target| reached.contains(*target)) {
-                self.forget(target, vm, what);
+                self.forget(target, vm, &what);
             }
             self.invalidation_worked(issuer, at, reached);
         }
@@ -130,5 +152,28 @@ impl Hardware {
         } else {
             invalidations[at].pending = pending;
         }
+    }
+}
+
+/// What is forgotten by an effect, if it is to be forgotten by those in `reach`.
+fn forgets(effect: &Effect, within: Reach) -> Option<Forgotten> {
+    match *effect {
+        Effect::Forget { reach, what } if reach == within => Some(what),
+        _ => None,
+    }
+}
+
+/// Before which effect an instruction is told of: what it orders comes before it, what it makes
+/// others forget after it. One that completes what it makes them forget is told of when that is
+/// done.
+fn told_before(effects: &Effects) -> usize {
+    let forgets = |effect: &Effect| !matches!(effect, Effect::Complete { .. });
+    let completes = |effect: &Effect| matches!(effect, Effect::Complete { invalidations, .. } if *invalidations);
+    let all = effects.len();
+    let first = effects.iter().position(forgets).unwrap_or(all);
+    if effects[first..].iter().any(completes) {
+        all
+    } else {
+        first
     }
 }

@@ -268,6 +268,10 @@ impl Architecture for ExtendedPageTables {
         self.accessed_and_dirty.then_some(raw | ACCESSED)
     }
 
+    fn table_with_accessed(&self, level: usize, raw: u64) -> Option<u64> {
+        self.with_accessed(level, raw)
+    }
+
     fn with_dirty(&self, _level: usize, raw: u64) -> Option<u64> {
         (self.accessed_and_dirty && raw & WRITE != 0).then_some(raw | DIRTY)
     }

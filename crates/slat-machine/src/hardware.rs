@@ -14,6 +14,7 @@ use crate::address::{Gpa, Hpa};
 use crate::allocator::{Allocator, Purpose};
 use crate::architecture::Architecture;
 use crate::barrier::Invalidation;
+use crate::entry;
 use crate::event::{Cpu, Event, Record, Vm, WriteKind};
 use crate::machine::{Config, Witness};
 use crate::memory::{Memory, PAGE_BYTES};
@@ -225,14 +226,23 @@ impl Hardware {
         true
     }
 
-    /// A software write reaches memory.
+    /// A software write reaches memory: of a word, in which each entry that changes counts.
     fn write(&mut self, cpu: Cpu, entry: Hpa, value: u64, kind: WriteKind) {
         let old = self.memory.word(entry);
         self.memory.set_word(entry, value);
         self.visibility
             .wrote(cpu, entry, old, kind != WriteKind::Plain);
-        self.tell(cpu, Event::Write { entry, value, kind });
-        self.learn_written(entry, value);
+        for (entry, value) in entry::changed(entry, self.entry_bytes(), old, value) {
+            self.tell(cpu, Event::Write { entry, value, kind });
+            self.learn_written(entry, value);
+        }
+    }
+
+    /// Bytes of an entry: all VMs of a machine have the same.
+    pub(crate) fn entry_bytes(&self) -> u64 {
+        let mut vms = self.vms.values();
+        vms.next()
+            .map_or(8, |architecture| architecture.entry_bytes())
     }
 
     /// # Panics
@@ -323,7 +333,8 @@ impl Hardware {
         };
         if let Some(architecture) = self.vms.values().next() {
             let entry = architecture.astray(target);
-            self.memory.fill(table, bytes, entry);
+            let word = entry::everywhere(entry, architecture.entry_bytes());
+            self.memory.fill(table, bytes, word);
         }
     }
 

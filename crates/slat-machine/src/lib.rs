@@ -9,6 +9,7 @@ pub mod arm64;
 pub mod armv7;
 mod barrier;
 pub mod casemate;
+mod entry;
 pub mod ept;
 pub mod event;
 pub mod frames;

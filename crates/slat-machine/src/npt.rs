@@ -248,6 +248,10 @@ impl Architecture for NestedPaging {
         Some(raw | ACCESSED)
     }
 
+    fn table_with_accessed(&self, level: usize, raw: u64) -> Option<u64> {
+        self.with_accessed(level, raw)
+    }
+
     fn with_dirty(&self, _level: usize, raw: u64) -> Option<u64> {
         (raw & WRITE != 0).then_some(raw | DIRTY)
     }

@@ -7,6 +7,7 @@
 
 use crate::address::{Gpa, Hpa};
 use crate::architecture::{Architecture, Descriptor};
+use crate::entry;
 use crate::event::{Cpu, Vm};
 use crate::hardware::Hardware;
 use crate::memory::PAGE_BYTES;
@@ -73,7 +74,7 @@ impl Hardware {
     fn place(&self, entry: Hpa) -> Option<(Place, Block)> {
         let (table, place) = self.places.range(..=entry).next_back()?;
         let shape = *self.vms.get(&place.vm)?.levels().get(place.level)?;
-        let index = (entry.0 - table.0) / 8;
+        let index = (entry.0 - table.0) / self.entry_bytes();
         if index >> shape.index_bits != 0 {
             return None;
         }
@@ -96,11 +97,14 @@ impl Hardware {
     }
 
     /// A valid entry is about to change: walkers use it once more, those of about half the CPUs.
-    pub(crate) fn run_ahead(&mut self, entry: Hpa, new: u64) {
-        let old = self.memory.word(entry);
+    pub(crate) fn run_ahead(&mut self, word: Hpa, new: u64) {
+        let old = self.memory.word(word);
         if old == 0 || old == new {
             return;
         }
+        let Some((entry, _)) = entry::changed(word, self.entry_bytes(), old, new).pop() else {
+            return;
+        };
         let chosen = match self.place(entry) {
             Some((place, block)) => Some((place.vm, self.address_in(place.vm, block))),
             None => self.any_recent(),

@@ -80,7 +80,7 @@ impl Block {
     }
 }
 
-/// A cached translation.
+/// A cached translation: of a page or block, or of a whole run of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Translation {
     pub(crate) vm: Vm,
@@ -134,6 +134,7 @@ pub(crate) struct Absence {
     /// Where it was read, and what was there.
     pub(crate) entry: Hpa,
     pub(crate) raw: u64,
+    pub(crate) level: usize,
 }
 
 /// One CPU's caches.
@@ -219,7 +220,9 @@ impl Caches {
     }
 
     /// An invalidation takes effect. A walk in flight goes if what it has read is to be forgotten.
-    pub(crate) fn forget(&mut self, vm: Vm, what: Forgotten) {
+    /// An entry that translated nothing counts as what it is now: `is_leaf` says whether that is a
+    /// leaf.
+    pub(crate) fn forget(&mut self, vm: Vm, what: Forgotten, is_leaf: impl Fn(&Absence) -> bool) {
         match what {
             Forgotten::Address {
                 gpa,
@@ -233,8 +236,9 @@ impl Caches {
                 if level.is_some() {
                     return;
                 }
+                let spared = |a: &Absence| leaf_only && a.level != 0 && !is_leaf(a);
                 self.absences
-                    .retain(|a| a.vm != vm || !a.block.contains(gpa));
+                    .retain(|a| a.vm != vm || !a.block.contains(gpa) || spared(a));
                 if !leaf_only {
                     let stays = |p: &Pointer| p.vm != vm || !p.block.contains(gpa);
                     self.pointers.retain(stays);
@@ -328,7 +332,7 @@ mod tests {
     /// Translations, pointers and walks left after an invalidation.
     fn left(vm: Vm, what: Forgotten) -> (usize, usize, usize) {
         let mut caches = full();
-        caches.forget(vm, what);
+        caches.forget(vm, what, |_| true);
         (
             caches.translations.len(),
             caches.pointers.len(),

@@ -7,7 +7,8 @@
 //! flight, a cached pointer, or a walk from the root.
 
 use crate::address::{Gpa, Hpa};
-use crate::architecture::{Architecture, Descriptor};
+use crate::architecture::{Architecture, Descriptor, whole_run};
+use crate::entry;
 use crate::event::{AccessKind, Cpu, Event, Vm, WriteKind};
 use crate::hardware::{CpuState, Hardware};
 use crate::machine::Ending;
@@ -224,14 +225,12 @@ impl Hardware {
         );
         let shape = levels[level];
         let index = gpa.0 >> shape.shift & ((1 << shape.index_bits) - 1);
-        let entry = Hpa(table.0 + index * 8);
-        let current = self.memory.word(entry);
-        let raw = self
-            .visibility
-            .walker_reads(cpu, entry, current, &mut self.random);
+        let entry = Hpa(table.0 + index * architecture.entry_bytes());
+        let raw = self.walker_reads(request, entry);
         let block = Block::around(gpa, shape.shift);
         match architecture.decode_at(level, entry, raw) {
             Descriptor::Table(table) if level > 0 => {
+                let raw = self.mark_table(request, level, entry, raw);
                 let pointer = Pointer {
                     vm,
                     block,
@@ -254,8 +253,10 @@ impl Hardware {
                     level,
                     combined: false,
                 };
-                let accessed = self.make_accessed(request, found);
-                accessed.map_or(Step::Fault, Step::Leaf)
+                match self.make_accessed(request, found) {
+                    Some(accessed) => Step::Leaf(self.perhaps_all_of_the_run(request, accessed)),
+                    None => Step::Fault,
+                }
             }
             Descriptor::Invalid if architecture.caches_invalid() => {
                 let absence = Absence {
@@ -263,6 +264,7 @@ impl Hardware {
                     block,
                     entry,
                     raw,
+                    level,
                 };
                 self.keep_absence(cpu, absence);
                 Step::Fault
@@ -279,37 +281,85 @@ impl Hardware {
             return Some(found);
         }
         // Who read an old value finds out now, and looks again.
-        let current = self.memory.word(found.entry);
+        let current = self.entry(request, found.entry);
         let found = reread(request, &found, current)?;
         if found.leaf.accessed {
             return Some(found);
         }
         let raw = request.architecture.with_accessed(found.level, current)?;
         let accessed = reread(request, &found, raw)?;
-        self.write_by_hardware(request.cpu, found.entry, raw);
+        self.write_by_hardware(request, found.entry, raw);
         Some(accessed)
     }
 
     /// Makes a writable-clean translation dirty, in memory and where this CPU has it cached; `None`
     /// if its entry is no longer what it was read as.
     fn make_dirty(&mut self, request: Request<'_>, clean: &Translation) -> Option<Translation> {
-        if self.memory.word(clean.entry) != clean.raw {
+        if self.entry(request, clean.entry) != clean.raw {
             return None;
         }
         let raw = request.architecture.with_dirty(clean.level, clean.raw)?;
         let dirty = reread(request, clean, raw)?;
-        self.write_by_hardware(request.cpu, clean.entry, raw);
+        self.write_by_hardware(request, clean.entry, raw);
         if self.caches(request.cpu).drop_translation(clean) {
             self.keep(request.cpu, dirty);
         }
         Some(dirty)
     }
 
-    fn write_by_hardware(&mut self, cpu: Cpu, entry: Hpa, value: u64) {
+    /// The entry as it is in memory.
+    fn entry(&self, request: Request<'_>, entry: Hpa) -> u64 {
+        entry::read(
+            self.memory.word(entry),
+            entry,
+            request.architecture.entry_bytes(),
+        )
+    }
+
+    /// What the walker finds at `entry`: what is in memory, or what was there before.
+    fn walker_reads(&mut self, request: Request<'_>, entry: Hpa) -> u64 {
+        let word = entry::word_of(entry);
+        let current = self.memory.word(word);
+        let cpu = request.cpu;
+        let found = self
+            .visibility
+            .walker_reads(cpu, word, current, &mut self.random);
+        entry::read(found, entry, request.architecture.entry_bytes())
+    }
+
+    /// A pointer to a table was used: sets its accessed bit in memory where the hardware does so, and
+    /// gives what it says then.
+    fn mark_table(&mut self, request: Request<'_>, level: usize, entry: Hpa, raw: u64) -> u64 {
+        match request.architecture.table_with_accessed(level, raw) {
+            Some(marked) if marked != raw && self.entry(request, entry) == raw => {
+                self.write_by_hardware(request, entry, marked);
+                marked
+            }
+            _ => raw,
+        }
+    }
+
+    fn write_by_hardware(&mut self, request: Request<'_>, entry: Hpa, value: u64) {
         self.steps += 1;
-        self.memory.set_word(entry, value);
+        let bytes = request.architecture.entry_bytes();
+        let word = entry::written(self.memory.word(entry), entry, bytes, value);
+        self.memory.set_word(entry, word);
         let kind = WriteKind::Hardware;
-        self.tell(cpu, Event::Write { entry, value, kind });
+        self.tell(request.cpu, Event::Write { entry, value, kind });
+    }
+
+    /// A translation, of the whole run if its leaf is one of a run and the CPU takes that for one.
+    fn perhaps_all_of_the_run(&mut self, request: Request<'_>, found: Translation) -> Translation {
+        if found.leaf.run_bits == 0 || self.random.half() {
+            return found;
+        }
+        let Translation { level, entry, .. } = found;
+        let shift = found.block.shift + found.leaf.run_bits;
+        Translation {
+            block: Block::around(found.block.gpa, shift),
+            leaf: whole_run(request.architecture, level, entry, &found.leaf),
+            ..found
+        }
     }
 
     // Caching.
@@ -377,6 +427,7 @@ impl Hardware {
                 block,
                 entry,
                 raw,
+                ..
             } = absence;
             self.tell_cached(cpu, vm, block, (entry, raw), false);
         }
@@ -399,10 +450,17 @@ impl Hardware {
 
 /// The same translation, its entry read anew; `None` if it is no leaf any more.
 fn reread(request: Request<'_>, old: &Translation, raw: u64) -> Option<Translation> {
-    match request.architecture.decode_at(old.level, old.entry, raw) {
-        Descriptor::Leaf(leaf) => Some(Translation { leaf, raw, ..*old }),
-        _ => None,
-    }
+    let Translation { level, entry, .. } = *old;
+    let Descriptor::Leaf(leaf) = request.architecture.decode_at(level, entry, raw) else {
+        return None;
+    };
+    let is_run = old.block.shift != request.architecture.levels()[level].shift;
+    let leaf = if is_run {
+        whole_run(request.architecture, level, entry, &leaf)
+    } else {
+        leaf
+    };
+    Some(Translation { leaf, raw, ..*old })
 }
 
 #[cfg(test)]
@@ -489,7 +547,7 @@ mod tests {
         let barrier = arm64::Instruction::DsbIsh;
         hardware.execute(0, 0, Instruction::Arm64(barrier));
         if invalidated {
-            hardware.caches(0).forget(0, Forgotten::All);
+            hardware.caches(0).forget(0, Forgotten::All, |_| true);
         }
         read(&mut hardware) == Ending::Fault
     }

@@ -4,6 +4,7 @@ use super::host::{Content, Grant, Objection};
 use super::ranges::Span;
 use super::residue::{Old, Residue};
 use super::rule::{Line, Rule, Violation};
+use super::runs::Whole;
 use super::story::{self, Did};
 use super::tree::{At, Reached};
 use super::{Judge, Judged};
@@ -35,7 +36,8 @@ impl Judge {
             return Ok(());
         };
         let text = || format!("made entry {} map {}", at.entry, story::leaf(at.gpa, leaf));
-        if let Err(objection) = allowed.check(at.gpa, leaf) {
+        let whole = self.whole(at, leaf);
+        if let Err(objection) = allowed.check(whole.gpa, &whole.leaf) {
             let Objection {
                 rule,
                 text: missing,
@@ -43,7 +45,7 @@ impl Judge {
             } = objection;
             return Err(did.breaks(rule, lines, text(), format!("permission: {missing}")));
         }
-        let target = Span::new(leaf.hpa.0, at.gpa.bytes());
+        let target = whole.target();
         if let Some(table) = self.tables.overlapping(target) {
             let allocated = format!("allocated the table {}", table.span);
             let story = vec![table.allocated.line(allocated)];
@@ -138,10 +140,11 @@ impl Judge {
         bad: impl Fn(Span, &Leaf) -> bool,
     ) -> Option<(Vec<Line>, String)> {
         let tree = self.trees.get(&vm);
-        let mut leaves = tree
-            .into_iter()
-            .flat_map(|tree| tree.leaves.overlapping(gpa));
-        if let Some((range, reached)) = leaves.find(|(range, it)| bad(*range, &it.leaf)) {
+        let mut leaves = tree.into_iter().flat_map(|tree| tree.leaves_near(gpa));
+        let translates = |whole: &Whole| whole.gpa.intersection(gpa).is_some();
+        if let Some((range, reached)) =
+            leaves.find(|(_, it)| translates(&it.whole) && bad(it.whole.gpa, &it.whole.leaf))
+        {
             return Some(still_there(range, reached));
         }
         let mut residues = self.residues.translating(vm, gpa);
@@ -266,6 +269,7 @@ fn still_there(gpa: Span, reached: &Reached) -> (Vec<Line>, String) {
         leaf,
         entry,
         written,
+        ..
     } = reached;
     let text = format!("wrote entry {entry}: {}", story::leaf(gpa, leaf));
     let missing = format!("a write that makes entry {entry} invalid, and its invalidation");

@@ -65,6 +65,9 @@ impl Journal {
     pub(super) fn missing(&self, residue: &Residue) -> String {
         let gpa = residue.gpa;
         let steps = &residue.progress;
+        if let Some(missing) = forgotten_by_some(residue) {
+            return missing;
+        }
         let pending = |it: &Progress| it.combined_issued.or(it.all_issued).is_some();
         if let Some(it) = steps.iter().find(|it| pending(it)) {
             return format!(
@@ -95,6 +98,26 @@ impl Journal {
          then the invalidation"
             .to_owned()
     }
+}
+
+/// What is missing where CPUs forget for themselves and some have.
+fn forgotten_by_some(residue: &Residue) -> Option<String> {
+    let issued = |it: &Progress| {
+        let issued = it.second_issued.or(it.combined_issued).or(it.all_issued);
+        issued.is_some()
+    };
+    let by_all = |it: &Progress| it.reach == Reach::All && issued(it);
+    let has_forgotten = |it: &Progress| issued(it) && !residue.held_by.contains(&it.cpu);
+    let steps = &residue.progress;
+    let some = !steps.iter().any(by_all) && steps.iter().any(has_forgotten);
+    some.then(|| {
+        let cpus: Vec<_> = residue.held_by.iter().map(ToString::to_string).collect();
+        format!(
+            "an invalidation of GPA {} by CPU {}",
+            residue.gpa,
+            cpus.join(", ")
+        )
+    })
 }
 
 /// Written, cached, removed.
@@ -156,14 +179,14 @@ fn counted(progress: &Progress) -> Vec<Line> {
 /// Why it did not do; `None` if it did, or has nothing to do with the residue.
 fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
     let removed = residue.removed.moment;
-    let (gpa, level) = (residue.gpa, residue.level);
+    let level = residue.level;
     let Effect::Forget { reach, what } = it.effect else {
         return barrier(it, residue);
     };
     if it.vm != residue.vm {
         return Some(format!("invalidated VM {}, not VM {}", it.vm, residue.vm));
     }
-    if reach == Reach::Local {
+    if reach == Reach::Local && !residue.held_by.contains(&it.stamp.cpu()) {
         return Some("invalidated on its own CPU only".to_owned());
     }
     if let Forgotten::Address {
@@ -172,8 +195,9 @@ fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
         level: hinted,
     } = what
     {
-        if !gpa.contains(named.0) {
-            return Some(format!("invalidated GPA {named}, which is not in {gpa}"));
+        if !residue.page.contains(named.0) {
+            let page = residue.page;
+            return Some(format!("invalidated GPA {named}, which is not in {page}"));
         }
         if leaf_only && matches!(residue.old, Old::Table(_)) {
             return Some(format!(
@@ -191,7 +215,7 @@ fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
     let by_itself = residue
         .progress
         .iter()
-        .find(|progress| progress.cpu == it.did.moment.cpu);
+        .find(|progress| progress.cpu == it.did.moment.cpu && progress.reach == reach);
     if what == Forgotten::Combined {
         let counted = by_itself.and_then(|progress| progress.combined_issued);
         return (counted.is_none_or(|did| it.did.moment.at < did.moment.at)).then(|| {
@@ -200,7 +224,7 @@ fn why_not(it: &Maintenance, residue: &Residue) -> Option<String> {
                 .to_owned()
         });
     }
-    if it.stamp.knows_visible(removed) {
+    if residue.knows_visible(&it.stamp, reach) {
         let counted = by_itself.and_then(|progress| progress.second_issued.or(progress.all_issued));
         return counted.is_none().then(|| {
             "invalidated leaves only, while walkers could read it anew through a table pointer"

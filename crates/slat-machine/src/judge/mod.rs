@@ -11,6 +11,7 @@
 //!
 //! * `order`: who has seen what, by vector clocks
 //! * `tables`, `tree`: table memory, and what is reachable from the VMs' roots
+//! * `runs`: neighbouring leaves that hardware may take for one
 //! * `residue`, `journal`: what CPUs may still hold, and why it is not gone
 //! * `write`, `dirty`: the rules for a write
 //! * `host`, `allowed`: what the guest may reach, by what the host and the VMM said
@@ -25,6 +26,7 @@ mod order;
 mod ranges;
 mod residue;
 mod rule;
+mod runs;
 mod story;
 mod tables;
 mod tree;
@@ -150,7 +152,7 @@ impl Judge {
             return false;
         };
         // What was gained, and what hardware has set, may not have been seen yet.
-        let says = |raw| match self.architecture(at.vm)?.decode(at.level, raw) {
+        let says = |raw| match self.architecture(at.vm)?.decode_at(at.level, at.entry, raw) {
             Descriptor::Leaf(leaf) => Some((leaf.hpa, Some(leaf.memory))),
             Descriptor::Table(table) => Some((table, None)),
             Descriptor::Invalid | Descriptor::Reserved(_) => None,
@@ -273,23 +275,22 @@ impl Judge {
     fn effect(&mut self, did: Did, vm: Vm, effect: Effect) {
         match effect {
             Effect::Complete {
-                reach: Reach::All,
+                reach,
                 invalidations,
             } => {
                 if invalidations {
-                    self.residues.complete(did);
+                    self.residues.complete(reach, did);
                 }
-                self.order.barrier(did.moment);
+                match reach {
+                    Reach::All => self.order.barrier(did.moment),
+                    Reach::Local => self.order.barrier_here(did.moment),
+                }
             }
-            Effect::Forget {
-                reach: Reach::All,
-                what,
-            } => {
+            Effect::Forget { reach, what } => {
                 let stamp = self.order.stamp(did.moment);
-                self.residues.forget(vm, &what, &stamp, did);
+                self.residues.forget(vm, &what, reach, &stamp, did);
             }
-            // What reaches one CPU leaves the others' copies.
-            Effect::Complete { .. } | Effect::Forget { .. } | Effect::Synchronise => {}
+            Effect::Synchronise => {}
         }
         if self.residues.len() != 0 {
             let stamp = self.order.stamp(did.moment);

@@ -3,8 +3,9 @@
 //! A CPU knows its own past, and what another CPU knew when it let go of a lock that this CPU took
 //! afterwards, or when it wrote an entry that this CPU then exchanged. Each CPU has a vector clock
 //! of what it has *seen*, and a second one of what it knows to be *visible* to every walker: at a
-//! barrier that reaches all CPUs, everything seen becomes visible. The clock of a CPU is the
-//! number of the record being judged.
+//! barrier that reaches all CPUs, everything seen becomes visible. A third one is of what is
+//! visible to its own walker, which a barrier for that CPU alone is enough for. The clock of a CPU
+//! is the number of the record being judged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub(super) struct Moment {
 struct Past {
     seen: Vec<u64>,
     visible: Vec<u64>,
+    /// To the CPU's own walker; of no use to those who get to know of it.
+    visible_here: Vec<u64>,
 }
 
 fn get(clock: &[u64], cpu: Cpu) -> u64 {
@@ -74,6 +77,18 @@ impl Stamp {
     /// Whether it was known that what was written in `moment` is visible to every walker.
     pub(super) fn knows_visible(&self, moment: Moment) -> bool {
         moment.at <= get(&self.past.visible, moment.cpu)
+    }
+}
+
+impl Stamp {
+    /// The CPU whose knowledge this is.
+    pub(super) const fn cpu(&self) -> Cpu {
+        self.moment.cpu
+    }
+
+    /// Whether it was known that what was written in `moment` is visible to the CPU's own walker.
+    pub(super) fn knows_visible_here(&self, moment: Moment) -> bool {
+        self.knows_visible(moment) || moment.at <= get(&self.past.visible_here, moment.cpu)
     }
 }
 
@@ -130,9 +145,19 @@ impl Order {
     /// All that `moment.cpu` has seen is visible to every walker from now on.
     pub(super) fn barrier(&mut self, moment: Moment) {
         let past = Arc::make_mut(self.cpus.entry(moment.cpu).or_default());
-        let Past { seen, visible } = past;
+        let Past { seen, visible, .. } = past;
         join(visible, seen);
         raise(visible, moment.cpu, moment.at);
+    }
+
+    /// All that `moment.cpu` has seen is visible to its own walker from now on.
+    pub(super) fn barrier_here(&mut self, moment: Moment) {
+        let past = Arc::make_mut(self.cpus.entry(moment.cpu).or_default());
+        let Past {
+            seen, visible_here, ..
+        } = past;
+        join(visible_here, seen);
+        raise(visible_here, moment.cpu, moment.at);
     }
 }
 
@@ -164,6 +189,19 @@ mod tests {
         assert!(!order.stamp(at(1, 4)).knows_visible(at(0, 1)));
         order.barrier(at(1, 5));
         assert!(order.stamp(at(1, 5)).knows_visible(at(0, 1)));
+    }
+
+    #[test]
+    fn a_barrier_for_one_cpu_makes_what_it_has_seen_visible_to_its_own_walker() {
+        let mut order = Order::default();
+        order.unlocked(at(0, 2), 7);
+        order.locked(1, 7);
+        order.barrier_here(at(1, 3));
+        assert!(order.stamp(at(1, 3)).knows_visible_here(at(0, 1)));
+        assert!(!order.stamp(at(1, 3)).knows_visible(at(0, 1)));
+        order.unlocked(at(1, 4), 7);
+        order.locked(2, 7);
+        assert!(!order.stamp(at(2, 5)).knows_visible_here(at(0, 1)));
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub enum Rule {
     /// An entry becomes valid while CPUs may hold one for the same guest address that differs in
     /// address, size or memory type (break-before-make, its second half).
     ConflictingEntries,
+    /// Entries that hardware may take for one (Arm's contiguous hint, RISC-V's NAPOT) say different
+    /// things.
+    RunDisagrees,
     /// A valid entry is replaced by one that differs in address, size or memory type without
     /// being invalid in between (break-before-make, its first half).
     ChangedWhileValid,
@@ -103,6 +106,7 @@ impl Rule {
             Self::ConflictingEntries => {
                 "an entry that differs is made only when every CPU has forgotten the old one"
             }
+            Self::RunDisagrees => "entries that hardware may take for one say the same",
             Self::ChangedWhileValid => {
                 "address, size and memory type change only by way of an invalid entry"
             }

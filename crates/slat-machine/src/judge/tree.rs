@@ -9,6 +9,7 @@ use super::order::Stamp;
 use super::ranges::{Disjoint, Span};
 use super::residue::{Old, Removal, Residue};
 use super::rule::Rule;
+use super::runs::Whole;
 use super::story::{self, Did};
 use super::tables::{Entry, Place};
 use super::{Judge, Judged};
@@ -22,6 +23,8 @@ pub(super) struct Reached {
     pub(super) leaf: Leaf,
     pub(super) entry: Hpa,
     pub(super) written: Did,
+    /// All that hardware may translate by it.
+    pub(super) whole: Whole,
 }
 
 /// What is reachable from a VM's root.
@@ -32,6 +35,8 @@ pub(super) struct Tree {
     /// The CPUs that point to the root.
     cpus: BTreeSet<Cpu>,
     pub(super) leaves: Disjoint<Reached>,
+    /// Bytes of the longest run that there was.
+    longest_run: u64,
     pub(super) dirt: Dirt,
 }
 
@@ -55,6 +60,16 @@ pub(super) struct Linking {
     pub(super) with_table: bool,
 }
 
+impl Tree {
+    /// The reachable leaves by which hardware may translate some of `gpa`, and others near it.
+    pub(super) fn leaves_near(&self, gpa: Span) -> impl Iterator<Item = (Span, &Reached)> {
+        let run = self.longest_run;
+        let start = gpa.start & !(run - 1);
+        let end = gpa.end.checked_next_multiple_of(run).unwrap_or(u64::MAX);
+        self.leaves.overlapping(Span::new(start, end - start))
+    }
+}
+
 impl Judge {
     pub(super) fn architecture(&self, vm: Vm) -> Option<Arc<dyn Architecture>> {
         Some(Arc::clone(&self.trees.get(&vm)?.architecture))
@@ -67,6 +82,8 @@ impl Judge {
             let attached = !tree.cpus.is_empty();
             if attached && tree.registers == *registers {
                 tree.cpus.insert(cpu);
+                let stamp = self.order.stamp(did.moment);
+                self.residues.entered(vm, &stamp);
                 return Ok(());
             }
             if let Some(other) = tree.cpus.iter().find(|other| **other != cpu) {
@@ -91,6 +108,7 @@ impl Judge {
             registers: registers.clone(),
             cpus: BTreeSet::from([cpu]),
             leaves: Disjoint::default(),
+            longest_run: 1,
             dirt: dirt.unwrap_or_default(),
         };
         self.trees.insert(vm, tree);
@@ -118,9 +136,13 @@ impl Judge {
         let Some(tree) = self.trees.get_mut(&vm) else {
             return;
         };
-        if !core::mem::take(&mut tree.cpus).is_empty() {
-            let root = tree.architecture.root();
-            self.detach(root, did, removal);
+        if tree.cpus.is_empty() {
+            return;
+        }
+        let root = tree.architecture.root();
+        self.detach(root, did, removal);
+        if let Some(tree) = self.trees.get_mut(&vm) {
+            tree.cpus.clear();
         }
     }
 
@@ -136,7 +158,7 @@ impl Judge {
             return Ok(());
         };
         let index_bits = architecture.levels()[place.level].index_bits;
-        let bytes = 8u64 << index_bits;
+        let bytes = architecture.entry_bytes() << index_bits;
         let Some(found) = self
             .tables
             .get_mut(table)
@@ -174,7 +196,7 @@ impl Judge {
         }
         for (address, entry) in entries {
             if let Some(at) = self.at(Hpa(address)) {
-                let descriptor = architecture.decode(at.level, entry.raw);
+                let descriptor = architecture.decode_at(at.level, at.entry, entry.raw);
                 let with_table = Linking {
                     with_table: true,
                     ..linking.clone()
@@ -223,8 +245,9 @@ impl Judge {
     pub(super) fn at(&self, entry: Hpa) -> Option<At> {
         let table = self.tables.containing(entry.0)?;
         let place = table.place?;
-        let shape = self.trees.get(&place.vm)?.architecture.levels()[place.level];
-        let index = (entry.0 - table.span.start) / 8;
+        let architecture = &self.trees.get(&place.vm)?.architecture;
+        let shape = architecture.levels()[place.level];
+        let index = (entry.0 - table.span.start) / architecture.entry_bytes();
         (index >> shape.index_bits == 0).then(|| At {
             vm: place.vm,
             level: place.level,
@@ -246,6 +269,7 @@ impl Judge {
             }
             Descriptor::Table(table) => {
                 self.check_residues(&at, what, linking)?;
+                self.check_runs(&at, what, linking.did)?;
                 let Some(level) = at.level.checked_sub(1) else {
                     return Ok(());
                 };
@@ -258,6 +282,7 @@ impl Judge {
             }
             Descriptor::Leaf(leaf) => {
                 self.check_residues(&at, what, linking)?;
+                self.check_runs(&at, what, linking.did)?;
                 self.check_new_dirt(&at, leaf, linking)?;
                 self.check_leaf(&at, leaf, linking.did)?;
                 self.reach(&at, leaf, linking.did);
@@ -275,11 +300,15 @@ impl Judge {
             return Ok(());
         }
         let conflicts = |residue: &&Residue| match what {
-            Descriptor::Leaf(leaf) => residue.conflicts_with_leaf(at.gpa, at.level, leaf),
+            Descriptor::Leaf(leaf) => residue.conflicts_with_leaf(at.level, &self.whole(at, leaf)),
             Descriptor::Table(table) => residue.conflicts_with_table(at.entry, at.level, *table),
             Descriptor::Invalid | Descriptor::Reserved(_) => false,
         };
-        let mut residues = self.residues.translating(at.vm, at.gpa);
+        let span = match what {
+            Descriptor::Leaf(leaf) => self.whole(at, leaf).gpa,
+            _ => at.gpa,
+        };
+        let mut residues = self.residues.translating(at.vm, span);
         let Some(residue) = residues.find(conflicts) else {
             return Ok(());
         };
@@ -297,25 +326,31 @@ impl Judge {
         let Some(tree) = self.trees.get_mut(&at.vm) else {
             return;
         };
+        let whole = Whole::of(&*tree.architecture, at, leaf);
         let reached = Reached {
             leaf: *leaf,
             entry: at.entry,
             written,
+            whole,
         };
+        if leaf.run_bits != 0 {
+            tree.longest_run = tree.longest_run.max(whole.gpa.bytes());
+        }
         tree.leaves.set(at.gpa, reached);
         tree.dirt.mapped(at.gpa);
-        let target = Span::new(leaf.hpa.0, at.gpa.bytes());
-        self.leaves_by_hpa.insert(target, (at.vm, at.gpa.start));
+        self.leaves_by_hpa
+            .insert(whole.target(), (at.vm, at.gpa.start));
     }
 
     /// A reachable leaf is none any more.
     fn unreach(&mut self, at: &At, leaf: &Leaf, did: Did) {
+        let whole = self.whole(at, leaf);
         if let Some(tree) = self.trees.get_mut(&at.vm) {
             tree.leaves.remove(at.gpa);
-            tree.dirt.leaf_removed(at.gpa, leaf, did);
+            tree.dirt.leaf_removed(whole.gpa, &whole.leaf, did);
         }
-        let target = Span::new(leaf.hpa.0, at.gpa.bytes());
-        self.leaves_by_hpa.remove(target, (at.vm, at.gpa.start));
+        self.leaves_by_hpa
+            .remove(whole.target(), (at.vm, at.gpa.start));
     }
 
     /// A reachable valid entry goes: what it said becomes residue, and what hung below it too.
@@ -323,7 +358,7 @@ impl Judge {
         let Some(architecture) = self.architecture(at.vm) else {
             return;
         };
-        let old = match architecture.decode(at.level, entry.raw) {
+        let old = match architecture.decode_at(at.level, at.entry, entry.raw) {
             Descriptor::Leaf(leaf) => {
                 self.unreach(at, &leaf, did);
                 Old::Leaf(leaf)
@@ -349,9 +384,19 @@ impl Judge {
         did: Did,
         removal: Removal,
     ) {
+        let (gpa, old) = match old {
+            Old::Leaf(leaf) => {
+                let whole = self.whole(at, &leaf);
+                (whole.gpa, Old::Leaf(whole.leaf))
+            }
+            Old::Table(_) => (at.gpa, old),
+        };
+        let tree = self.trees.get(&at.vm);
+        let cpus = tree.into_iter().flat_map(|tree| &tree.cpus);
         self.residues.insert(Residue {
             vm: at.vm,
-            gpa: at.gpa,
+            gpa,
+            page: at.gpa,
             level: at.level,
             old,
             entry: at.entry,
@@ -359,6 +404,7 @@ impl Judge {
             removed: did,
             removal,
             cached: entry.cached,
+            held_by: cpus.copied().collect(),
             progress: Vec::new(),
         });
     }

@@ -65,8 +65,9 @@ impl Judge {
     }
 
     pub(super) fn write(&mut self, did: Did, entry: Hpa, value: u64, kind: WriteKind) -> Judged {
+        let entry_bytes = self.entry_bytes();
         let table = self.tables.containing_mut(entry.0);
-        let Some(table) = table.filter(|_| entry.0.is_multiple_of(8)) else {
+        let Some(table) = table.filter(|_| entry.0.is_multiple_of(entry_bytes)) else {
             let who = match kind {
                 WriteKind::Hardware => "a walker set a bit in",
                 _ => "wrote to",
@@ -88,6 +89,14 @@ impl Judge {
         let stamp = self.order.stamp(did.moment);
         self.set_entry(entry, value, did, stamp.clone(), kind);
         self.judge_change(entry, before.as_ref(), value, did, stamp, kind)
+    }
+
+    /// Bytes of an entry: all VMs of a machine have the same.
+    fn entry_bytes(&self) -> u64 {
+        let mut trees = self.trees.values();
+        trees
+            .next()
+            .map_or(8, |tree| tree.architecture.entry_bytes())
     }
 
     fn set_entry(&mut self, entry: Hpa, raw: u64, did: Did, writer: Stamp, kind: WriteKind) {
@@ -125,8 +134,8 @@ impl Judge {
         let change = Change {
             at,
             before,
-            old: architecture.decode(at.level, old_raw),
-            new: architecture.decode(at.level, value),
+            old: architecture.decode_at(at.level, entry, old_raw),
+            new: architecture.decode_at(at.level, entry, value),
             linking: Linking {
                 did,
                 stamp,
@@ -197,6 +206,7 @@ impl Judge {
         {
             self.leave_residue(at, before, Old::Leaf(old), did, Removal::Restricted);
         }
+        self.check_runs(at, &change.new, did)?;
         self.check_leaf(at, &new, did)?;
         self.reach(at, &new, did);
         Ok(())
@@ -219,15 +229,15 @@ impl Judge {
         if old.dirty && !new.dirty {
             return story(Rule::LostDirtyBit, "the dirty bit in the new entry");
         }
-        if new.dirty && !old.dirty && !self.may_be_dirty(at) {
+        if new.dirty && !old.dirty && !self.may_be_dirty(at, new) {
             return story(Rule::InventedDirtyBit, "a write by the guest");
         }
         Ok(())
     }
 
-    fn may_be_dirty(&self, at: &At) -> bool {
+    fn may_be_dirty(&self, at: &At, leaf: &Leaf) -> bool {
         let tree = self.trees.get(&at.vm);
-        tree.is_some_and(|tree| tree.dirt.may_be_dirty(at.gpa))
+        tree.is_some_and(|tree| tree.dirt.may_be_dirty(self.whole(at, leaf).gpa))
     }
 
     /// A leaf that was not there: is it as dirty as it should be?
@@ -245,7 +255,7 @@ impl Judge {
                 let missing = "the dirty bit: a block that is split hands it to its parts";
                 Err(linking.did.breaks(Rule::LostDirtyBit, story, text, missing))
             }
-            None if leaf.dirty && !self.may_be_dirty(at) => {
+            None if leaf.dirty && !self.may_be_dirty(at, leaf) => {
                 let missing = "a write by the guest";
                 Err(linking
                     .did
@@ -274,18 +284,21 @@ impl Judge {
         }
         found.raw = value;
         let did = found.did;
-        if let Descriptor::Leaf(leaf) = architecture.decode(at.level, value) {
+        if let Descriptor::Leaf(leaf) = architecture.decode_at(at.level, entry, value) {
             self.reach(&at, &leaf, did);
         }
     }
 }
 
 fn same_page(old: &Leaf, new: &Leaf) -> bool {
-    old.hpa == new.hpa && old.memory == new.memory
+    old.hpa == new.hpa && old.memory == new.memory && old.run_bits == new.run_bits
 }
 
 /// What hardware may make of an entry.
 fn hardware_values(architecture: &dyn Architecture, level: usize, raw: u64) -> [Option<u64>; 3] {
+    if let Descriptor::Table(_) = architecture.decode(level, raw) {
+        return [architecture.table_with_accessed(level, raw), None, None];
+    }
     let accessed = architecture.with_accessed(level, raw);
     let dirty = architecture.with_dirty(level, raw);
     let both = accessed.and_then(|raw| architecture.with_dirty(level, raw));
@@ -327,10 +340,11 @@ fn changed_while_valid(change: &Change<'_>) -> Violation {
 }
 
 /// What a leaf lets the guest do.
-struct Allows([bool; 3]);
+#[derive(PartialEq, Eq)]
+pub(super) struct Allows([bool; 3]);
 
 impl Allows {
-    fn of(leaf: &Leaf) -> Self {
+    pub(super) fn of(leaf: &Leaf) -> Self {
         let kinds = [AccessKind::Read, AccessKind::Write, AccessKind::Execute];
         Self(kinds.map(|kind| leaf.allows(kind)))
     }

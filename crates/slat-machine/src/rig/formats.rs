@@ -5,6 +5,7 @@ use core::fmt;
 
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, MemoryType, Permissions};
+use slat_table::every_format;
 use slat_table::geometry::{Geometry, Level};
 
 use super::plan::{Features, Plan};
@@ -33,11 +34,7 @@ macro_rules! rows {
     };
 }
 
-rows! {
-    arm64_4k "arm64-4k" slat_table::format::arm64::Arm64 slat_table::format::arm64::Arm64Features::ALL 48;
-    arm64_4k_plain "arm64-4k-plain" slat_table::format::arm64::Arm64 slat_table::format::arm64::Arm64Features::NONE 48;
-    arm64_4k_two_levels "arm64-4k-two-levels" slat_table::format::arm64::Arm64 slat_table::format::arm64::Arm64Features::ALL 34;
-}
+every_format!(rows);
 
 impl Row {
     /// The row called `name`.

@@ -74,10 +74,13 @@ fn remaps() -> Shapes {
             "vmalle1-before-ipas2-is-complete",
             remap(&[I::DsbIsh, ipas2, I::Vmalle1is, I::DsbIsh]),
         ),
-        (
-            "only-its-own-cpu",
-            remap(&[I::DsbNshst, I::Vmalls12e1, I::DsbNsh]),
-        ),
+        ("only-its-own-cpu", {
+            shape(Scenario::mapped(), |s| {
+                s.on(1).enter_with(0).on(0).locked().write(LAST, 0);
+                s.ops(&[I::DsbNshst, I::Vmalls12e1, I::DsbNsh]);
+                s.write(LAST, OTHER_FRAME | PAGE).unlocked();
+            })
+        }),
         ("good-same-page-again", {
             shape(Scenario::mapped(), |s| {
                 s.locked()
@@ -302,7 +305,7 @@ fn flushed_by_another(ordered: bool) -> Scenario {
 
 fn flush_own_cpu(s: &mut Scenario) -> &mut Scenario {
     let operand = operand(GPA);
-    s.ops(&[
+    s.on(1).enter_with(0).on(0).ops(&[
         I::DsbNshst,
         I::Ipas2e1 { operand },
         I::DsbNsh,

@@ -71,13 +71,13 @@ fn combined_copies_are_told_of() {
 
 #[test]
 fn maintenance_for_one_cpu_is_told() {
-    let violation = remap(&[I::DsbNsh, I::Vmalls12e1, I::DsbNsh]);
+    let mut s = Scenario::mapped();
+    s.on(1).enter_with(0).on(0).write(LAST, 0);
+    s.ops(&[I::DsbNsh, I::Vmalls12e1, I::DsbNsh]);
+    s.write(LAST, OTHER_FRAME | PAGE);
+    let violation = s.ends_with(Rule::ConflictingEntries);
     assert!(tells(&violation, "on its own CPU only"), "{violation}");
-    assert!(
-        violation
-            .missing
-            .starts_with("a barrier that makes the removal visible")
-    );
+    assert!(violation.missing.ends_with("by CPU 1"), "{violation}");
 }
 
 #[test]
