@@ -66,6 +66,8 @@ pub enum Instruction {
         #[serde(with = "hexadecimal")]
         address: u64,
     },
+    /// `IDTE` with the clearing-by-ASCE option and the VM's ASCE, on all CPUs.
+    IdteByAsce,
 }
 
 /// Bits of an entry, numbered as the manual does.
@@ -290,8 +292,8 @@ impl Architecture for Dat {
         };
         match instruction {
             Instruction::Serialize => core::iter::once(complete(false)).collect(),
-            // Both serialize before and after, and are complete when all CPUs have forgotten.
-            Instruction::Ipte { .. } | Instruction::Idte { .. } => {
+            // They serialize before and after, and are complete when all CPUs have forgotten.
+            Instruction::Ipte { .. } | Instruction::Idte { .. } | Instruction::IdteByAsce => {
                 let what = Forgotten::All;
                 let forget = Effect::Forget { reach, what };
                 [complete(true), forget, complete(true)]

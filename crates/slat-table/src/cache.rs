@@ -42,11 +42,17 @@ impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
     /// [`OutOfTables`]; what was allocated before stays in the cache.
     #[inline]
     pub fn fill(&mut self) -> Result<(), OutOfTables> {
+        let mut filled = false;
         for level in self.table.geometry().levels_below_root() {
             let ready = &mut self.ready[level.index()];
             if ready.is_none() {
                 *ready = Some(self.table.allocate_table(level)?);
+                filled |= F::empty(level) != 0;
             }
+        }
+        if filled {
+            // A walker must not find zeros in a table that is linked: they may map something.
+            self.table.platform().publish();
         }
         Ok(())
     }

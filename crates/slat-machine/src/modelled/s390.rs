@@ -45,6 +45,7 @@ fn executed(instruction: maintenance::Instruction) -> event::Instruction {
         Issued::Serialize => Instruction::Serialize,
         Issued::Ipte { origin, address } => Instruction::Ipte { origin, address },
         Issued::Idte { table, address } => Instruction::Idte { table, address },
+        Issued::IdteByAsce => Instruction::IdteByAsce,
     })
 }
 

@@ -187,6 +187,7 @@ fn invalidations_serialize_and_are_complete_when_they_end() {
     let (origin, table, address) = (0x5000, 0xc004, 0x1000);
     assert_eq!(effects(Instruction::Ipte { origin, address }), expected);
     assert_eq!(effects(Instruction::Idte { table, address }), expected);
+    assert_eq!(effects(Instruction::IdteByAsce), expected);
 }
 
 #[test]

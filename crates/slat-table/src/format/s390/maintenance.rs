@@ -10,8 +10,9 @@
 //! So a [`TableMemory`](crate::platform::TableMemory) for s390 carries out a `swap` or a
 //! `compare_exchange` of an entry that holds `old` like this: execute [`change`]`(entry, old)`, then
 //! write the new value. Nobody comes in between: valid entries change only under their stripes, and
-//! the hardware writes to none. What is left for a [`Tlb`](crate::platform::Tlb) is next to
-//! nothing ([`flush`], [`flush_local`], [`publish`]).
+//! the hardware writes to none. What is left for a [`Tlb`](crate::platform::Tlb) is what goes without
+//! a change of entries, when a whole tree is given up ([`flush`]), and to make new entries seen
+//! ([`publish`]).
 //!
 //! `COMPARE AND SWAP AND PURGE` would do it in one step and is not used: it has every CPU forget
 //! everything. Nor is `COMPARE AND REPLACE DAT TABLE ENTRY`: not every CPU has it, and nothing here
@@ -49,7 +50,13 @@ pub enum Instruction {
         /// entries (bits 10:0 are 0), and the entry is invalidated (bit 11 is 0).
         address: u64,
     },
+    /// `IDTE` that clears by ASCE, on all CPUs: the second operand is [`CLEAR_BY_ASCE`], the third the
+    /// VM's [`S390Root::asce`](super::S390Root::asce). No entry is touched.
+    IdteByAsce,
 }
+
+/// The second operand of [`Instruction::IdteByAsce`].
+pub const CLEAR_BY_ASCE: u64 = 1 << 11;
 
 /// The instruction to execute, as part of the exchange, before the entry at `entry` gets a value
 /// other than `old`, which it holds; `None` if the hardware holds nothing of it. It leaves the
@@ -83,15 +90,19 @@ const fn place(entry: Hpa, index_bits: u8) -> (u64, u64) {
     (entry.raw() - offset, offset / 8)
 }
 
-/// Issues what makes every CPU forget what `work` names: nothing, since whatever changed an entry
-/// had that forgotten before it let the entry's stripe go.
+/// Issues what makes every CPU forget what `work` names. Where only leaves have changed that is
+/// nothing: whoever changed them had them forgotten before letting their stripes go.
 #[inline]
-pub fn flush(_: &TlbWork, _: impl FnMut(Instruction)) -> Extent {
-    Extent::Nothing
+pub fn flush(work: &TlbWork, mut issue: impl FnMut(Instruction)) -> Extent {
+    if work.is_empty() || work.only_leaves() {
+        return Extent::Nothing;
+    }
+    issue(Instruction::IdteByAsce);
+    Extent::Everything
 }
 
-/// Issues what makes this CPU forget what it holds for `range`: nothing, for the same reason, and
-/// because no CPU keeps invalid entries.
+/// Issues what makes this CPU forget what it holds for `range`: nothing. Whoever changed a valid
+/// entry has had it forgotten, and no CPU keeps invalid ones.
 #[inline]
 pub fn flush_local(_: GpaRange, _: impl FnMut(Instruction)) {}
 
@@ -107,6 +118,7 @@ mod tests {
 
     use super::super::{S390, S390Features};
     use super::*;
+    use crate::address::Gpa;
     use crate::attributes::{Attributes, MemoryType, Permissions};
     use crate::format::Format;
 
@@ -178,12 +190,23 @@ mod tests {
     }
 
     #[test]
-    fn flushes_have_nothing_left_to_do() {
-        let range = GpaRange::new(crate::address::Gpa::new(0), 0x1000).unwrap();
+    fn leaves_need_no_flush_after_their_change() {
+        let range = GpaRange::new(Gpa::new(0), 0x1000).unwrap();
         let mut issued = 0;
-        let extent = flush(&TlbWork::everything_in(range), |_| issued += 1);
+        let leaves = TlbWork::leaves(range, Level::PAGE);
+        let extents = [leaves, TlbWork::default()].map(|work| flush(&work, |_| issued += 1));
         flush_local(range, |_| issued += 1);
-        assert_eq!((extent, issued), (Extent::Nothing, 0));
+        assert_eq!((extents, issued), ([Extent::Nothing; 2], 0));
+    }
+
+    #[test]
+    fn tables_that_go_take_everything_of_the_address_space() {
+        let range = GpaRange::new(Gpa::new(0), 0x1000).unwrap();
+        let mut issued = Vec::new();
+        let work = TlbWork::everything_in(range);
+        let extent = flush(&work, |instruction| issued.push(instruction));
+        assert_eq!(issued, [Instruction::IdteByAsce]);
+        assert_eq!(extent, Extent::Everything);
     }
 
     #[test]
