@@ -93,3 +93,15 @@ impl<F: Frames> Frames for Arc<F> {
         (**self).write(to, bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::FrameSize;
+    use alloc::string::ToString as _;
+
+    #[test]
+    fn sizes_are_named_as_people_write_them() {
+        assert_eq!(FrameSize::Base.to_string(), "4 KiB");
+        assert_eq!(FrameSize::Huge.to_string(), "2 MiB");
+    }
+}

@@ -109,6 +109,7 @@ fn unmapping_splits_what_it_cuts() {
     space.unmap(pages(BLOCK + 500, 100));
     assert_eq!(guest.announced(), [pages(BLOCK, 1024)]);
     assert_eq!(arena.allocated_pages(), 924);
+    assert_eq!(space.statistics().done.split, 2, "one at either end");
     let view = space.view();
     assert_eq!(view.find_vma(hva(BLOCK)).unwrap().range, pages(BLOCK, 500));
     assert_eq!(
@@ -152,6 +153,11 @@ fn only_a_loss_of_permission_is_announced() {
     assert_eq!(guest.announced(), [pages(BLOCK, 1024)]);
     assert_eq!(space.statistics().resident, counts(1024, 0));
     assert_eq!(space.statistics().done.split, 2);
+    assert_eq!(space.statistics().done.protected, 3);
+    space
+        .protect(pages(BLOCK + 511, 2), Protection::ReadOnly)
+        .unwrap();
+    assert_eq!(space.statistics().done.protected, 3, "nothing changed");
     guest.check();
 
     let hole = ProtectError::Hole {
@@ -204,6 +210,16 @@ fn an_image_is_copied_when_read_and_writable_when_written() {
     };
     let mapped = space.map(pages(BLOCK, 3), Protection::ReadWrite, backing());
     assert_eq!(mapped, Err(long));
+    let two_pages = Backing::Image(vec![1; 2 << 12].into());
+    let bytes = 2 << 12;
+    let range_of_three = pages(BLOCK, 3);
+    assert_eq!(
+        space.map(range_of_three, Protection::ReadWrite, two_pages),
+        Err(MapError::ImageTooShort {
+            range: range_of_three,
+            bytes
+        })
+    );
     space.map(range, Protection::ReadWrite, backing()).unwrap();
     let guest = Guest::new(&space, range);
 

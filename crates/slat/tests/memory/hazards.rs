@@ -13,7 +13,7 @@ use slat::vcpu::Denial;
 use slat::{Fault, Outcome};
 
 use crate::scripted_host::{Mapping, hva_range};
-use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, MIB, OLD, PAGE, Vm, is_mapped, region};
+use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, MIB, OLD, PAGE, Vm, gpa_range, is_mapped, region};
 
 #[test]
 fn an_error_in_a_later_mapping_leaves_nothing_of_the_earlier_ones() {
@@ -189,4 +189,17 @@ fn a_device_mapping_that_appears_after_creation_is_mapped_by_faults_in_blocks() 
         }
     ));
     assert_eq!(vm.leaf_bytes(GPA), BLOCK);
+}
+
+#[test]
+fn ram_that_is_not_there_is_passed_over_with_one_question() {
+    let vm = Vm::new(&[Mapping::ram(HVA, GIB)]);
+    vm.memory.insert(region(1, GPA, GIB, HVA)).unwrap();
+    assert_eq!(vm.host.questions().len(), 1);
+    let table = vm.memory.table();
+    assert_eq!(table.count_leaves(&gpa_range(GPA, GIB)), [0; 5]);
+    vm.read(GPA);
+    vm.read(GPA + 5 * PAGE);
+    let counted = table.count_leaves(&gpa_range(GPA, GIB));
+    assert_eq!(counted, [2, 0, 0, 0, 0]);
 }
