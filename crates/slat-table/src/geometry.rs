@@ -186,10 +186,14 @@ impl Geometry {
         (gpa.raw() >> shape.shift) & ((1 << shape.index_bits) - 1)
     }
 
-    /// The block that the entry of `level` around `gpa` maps.
+    /// The block that the entry of `level` around `gpa` maps, as far as the guest's addresses go:
+    /// an entry of the root may reach further. `None` beyond them.
     #[inline]
     pub fn block(&self, level: Level, gpa: Gpa) -> Option<GpaRange> {
-        GpaRange::block_around(gpa, self.entry_bytes(level))
+        let start = gpa.align_down(self.entry_bytes(level));
+        let end = start.raw().saturating_add(self.entry_bytes(level));
+        let end = end.min(1 << self.address_bits);
+        GpaRange::between(start, Gpa::new(end))
     }
 
     /// Whether `range` lies inside the guest's address width.

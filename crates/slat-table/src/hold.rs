@@ -302,7 +302,8 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             let same = self.table.hpa_behind(start, place.level, base, old) == hpa
                 && old.memory == attributes.memory;
             let allows = old.permissions.union(attributes.permissions) == old.permissions;
-            if same && allows && (old.accessed || !attributes.accessed) {
+            let noted = (old.accessed || !attributes.accessed) && (old.dirty || !attributes.dirty);
+            if same && allows && noted {
                 let present = leaves.range.bytes() >> self.table.geometry.shape(leaves.level).shift;
                 return Installed {
                     present,

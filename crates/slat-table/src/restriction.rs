@@ -357,8 +357,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             place.level == level && self.is_empty_table(&place)
         };
         // To look again with all stripes marked and held stalls the whole VM for a moment.
-        let worth_it = self.table.geometry().contains(&block) && seems_empty();
-        if !worth_it || !owed.make_room_for_table() {
+        if !seems_empty() || !owed.make_room_for_table() {
             return;
         }
         self.cover(&block);

@@ -5,7 +5,7 @@
 //! snapshot the sequences, ask the host, hold the stripes, check, install (P2, P3, P4). Nothing
 //! is allocated, asked or awaited under a stripe.
 
-use slat_table::address::{Gpa, GpaRange, Hpa, Hva};
+use slat_table::address::{Gpa, GpaRange, Hpa, Hva, HvaRange};
 use slat_table::attributes::{Access, Attributes, Execute, MemoryType, Permissions};
 use slat_table::cache::{OutOfTables, TableCache};
 use slat_table::format::Format;
@@ -45,6 +45,8 @@ pub(crate) struct Mapped {
     /// What is mapped now.
     pub(crate) range: GpaRange,
     pub(crate) level: Level,
+    /// Bytes of each leaf in it; of a run of leaves, all its bytes.
+    pub(crate) leaf: u64,
     pub(crate) page: HostPage,
     /// Host address behind the first byte of `range`.
     pub(crate) hpa: Hpa,
@@ -72,6 +74,16 @@ pub enum PopulateError {
         /// The memory type.
         memory: MemoryType,
     },
+    /// What the host shows does not cover a page of the format.
+    #[error("the host's block {block} does not cover the page of {page:#x} bytes at {gpa}")]
+    HostBlock {
+        /// The guest address.
+        gpa: Gpa,
+        /// What the host shows.
+        block: HvaRange,
+        /// The format's page in bytes.
+        page: u64,
+    },
     /// No memory for a table.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -84,6 +96,8 @@ pub enum PopulateError {
 struct Plan {
     range: GpaRange,
     level: Level,
+    /// Bytes of each leaf, or run of leaves.
+    leaf: u64,
     hpa: Hpa,
 }
 
@@ -110,13 +124,13 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         // P2: the sequence comes before the question.
         let mut snapshot = self.table.snapshot(&page);
         let mut answer = ask(hva, request.access)?;
-        let mut plan = plan(geometry, request, page.start(), &answer);
+        let mut plan = plan(geometry, request, page.start(), &answer)?;
         let wide = self.table.snapshot(&plan.range);
         if wide.set() != snapshot.set() {
             // P2: a leaf over several spans needs all their sequences before the question.
             snapshot = wide;
             answer = ask(hva, request.access)?;
-            let again = self::plan(geometry, request, page.start(), &answer);
+            let again = self::plan(geometry, request, page.start(), &answer)?;
             if again.range != plan.range || again.level != plan.level {
                 return Err(PopulateError::Retry);
             }
@@ -138,6 +152,12 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         let leaves = self
             .table
             .leaves(plan.range, plan.hpa, plan.level, attributes)?;
+        // A logged page is made writable, and not, by itself.
+        let leaves = if request.slot.logs_dirty() {
+            leaves.without_runs()
+        } else {
+            leaves
+        };
         let executable = attributes.permissions.execute != Execute::Never;
         self.table
             .platform()
@@ -165,6 +185,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         Ok(Mapped {
             range: plan.range,
             level: plan.level,
+            leaf: plan.leaf,
             page,
             hpa: plan.hpa,
             installed,
@@ -212,53 +233,78 @@ fn attributes<F: Format>(
     Ok(Attributes::new(permissions, page.memory))
 }
 
-/// The largest leaf around `gpa` that the slot, the host's block, its alignment and logging
-/// allow, or the run of pages from there.
+/// The largest leaf around `gpa` that the slot, the host's block, its alignment and logging allow;
+/// of pages, or runs of pages, as many as there are from there on where the request reaches so far.
 #[inline]
-fn plan(geometry: &Geometry, request: &Request<'_>, gpa: Gpa, page: &HostPage) -> Plan {
+fn plan(
+    geometry: &Geometry,
+    request: &Request<'_>,
+    gpa: Gpa,
+    page: &HostPage,
+) -> Result<Plan, PopulateError> {
     let slot = request.slot;
     // Where the host block lies in guest addresses, as far as the slot goes. The block lies in
     // one mapping and is linear, so a leaf inside it needs no other bound.
-    let page_bytes = geometry.entry_bytes(Level::PAGE);
-    let single = GpaRange::block_around(gpa, page_bytes).unwrap_or(slot.range());
-    let shown = slot.gpa_of(&page.block).unwrap_or(single);
-    let hpa_of = |at: Gpa| {
-        let hva = (at.raw() - slot.range().start().raw()) + slot.hva().raw();
-        Hpa::new(
-            page.hpa
-                .raw()
-                .wrapping_add(hva.wrapping_sub(page.block.start().raw())),
-        )
+    let too_small = PopulateError::HostBlock {
+        gpa,
+        block: page.block,
+        page: geometry.entry_bytes(Level::PAGE),
     };
-    let largest = geometry
-        .leaf_levels()
-        .filter(|level| *level == Level::PAGE || !slot.logs_dirty());
-    for level in largest {
-        let Some(block) = geometry.block(level, gpa) else {
-            continue;
-        };
-        if level != Level::PAGE && shown.covers(&block) {
-            let hpa = hpa_of(block.start());
-            if hpa.is_aligned(block.bytes()) {
-                return Plan {
-                    range: block,
-                    level,
-                    hpa,
-                };
-            }
-        }
-    }
-    let span = GpaRange::block_around(gpa, 1 << geometry.span_shift()).unwrap_or(single);
-    let run = span.intersection(&shown).and_then(|run| run.from(gpa));
-    let range = match (request.reach, run) {
-        (Reach::Run, Some(run)) => run,
-        _ => single,
+    let shown = slot.gpa_of(&page.block).ok_or(too_small)?;
+    let mut fitting = geometry
+        .leaf_sizes()
+        .filter(|(_, bytes)| !slot.logs_dirty() || *bytes == geometry.entry_bytes(Level::PAGE))
+        .filter_map(|(level, bytes)| Some((level, GpaRange::block_around(gpa, bytes)?)))
+        .filter(|(level, block)| {
+            let is_page = block.bytes() == geometry.entry_bytes(*level) && *level == Level::PAGE;
+            let aligned = || hpa_of(slot, page, block.start()).is_aligned(block.bytes());
+            shown.covers(block) && (is_page || aligned())
+        });
+    let (level, leaf) = fitting.next().ok_or(too_small)?;
+    let range = if level == Level::PAGE && request.reach == Reach::Run {
+        as_far_as_alike(geometry, request, page, &shown, &leaf)
+    } else {
+        leaf
     };
-    Plan {
+    Ok(Plan {
         range,
-        level: Level::PAGE,
-        hpa: hpa_of(range.start()),
-    }
+        level,
+        leaf: leaf.bytes(),
+        hpa: hpa_of(slot, page, range.start()),
+    })
+}
+
+/// `leaf` and those of its size behind it: to where its span, or what the host shows, ends, or a
+/// larger leaf could begin.
+fn as_far_as_alike(
+    geometry: &Geometry,
+    request: &Request<'_>,
+    page: &HostPage,
+    shown: &GpaRange,
+    leaf: &GpaRange,
+) -> GpaRange {
+    let (start, bytes) = (leaf.start(), leaf.bytes());
+    let end_of = |size| GpaRange::block_around(start, size).map_or(leaf.end(), |block| block.end());
+    let larger = geometry
+        .leaf_sizes()
+        .filter(|(_, larger)| *larger > bytes && !request.slot.logs_dirty())
+        .map(|(_, larger)| larger)
+        .filter(|larger| hpa_of(request.slot, page, end_of(*larger)).is_aligned(*larger))
+        .last();
+    let limit = larger.map_or(end_of(1 << geometry.span_shift()), end_of);
+    let end = limit.min(shown.end().align_down(bytes));
+    GpaRange::between(start, end.max(leaf.end())).unwrap_or(*leaf)
+}
+
+/// The host address behind `gpa`, of which the host's block is at `page`.
+#[inline]
+fn hpa_of(slot: &Slot, page: &HostPage, gpa: Gpa) -> Hpa {
+    let hva = (gpa.raw().wrapping_sub(slot.range().start().raw())).wrapping_add(slot.hva().raw());
+    Hpa::new(
+        page.hpa
+            .raw()
+            .wrapping_add(hva.wrapping_sub(page.block.start().raw())),
+    )
 }
 
 #[cfg(test)]
@@ -267,8 +313,9 @@ mod tests {
     use crate::config::Config;
     use crate::region::{Region, SlotId};
     use crate::testing::{FEATURES, geometry};
-    use slat_table::address::{HvaRange, PAGE_SIZE};
+    use slat_table::address::PAGE_SIZE;
     use slat_table::format::arm64::Arm64;
+    use slat_table::geometry::LevelShape;
 
     const BLOCK: u64 = 2 << 20;
     const HVA: u64 = 0x7f00_0000_0000;
@@ -308,6 +355,7 @@ mod tests {
             let slot = slot(region);
             let request = request(&slot, Access::Write);
             plan(&geometry(), &request, request.gpa, &page())
+                .unwrap()
                 .range
                 .bytes()
         };
@@ -328,14 +376,133 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_about_another_place_is_taken_for_one_page() {
+    fn an_answer_about_another_place_is_refused() {
         let slot = slot(region());
         let request = request(&slot, Access::Read);
-        let elsewhere = HostPage {
-            block: HvaRange::new(Hva::new(HVA - BLOCK), BLOCK).unwrap(),
+        for block in [HVA - BLOCK, HVA + 2 * BLOCK] {
+            let elsewhere = HostPage {
+                block: HvaRange::new(Hva::new(block), BLOCK).unwrap(),
+                ..page()
+            };
+            let plan = plan(&geometry(), &request, request.gpa, &elsewhere);
+            assert!(matches!(plan, Err(PopulateError::HostBlock { .. })));
+        }
+    }
+
+    /// A tree whose pages have 4 KiB, with runs of 64 KiB.
+    fn with_runs() -> Geometry {
+        let shape = |shift, run_bits| LevelShape {
+            shift,
+            index_bits: 9,
+            table_bytes: 4096,
+            leaf: true,
+            run_bits,
+        };
+        Geometry::new(&[shape(12, 4), shape(21, 0), shape(30, 0)], 39).unwrap()
+    }
+
+    /// What is planned at `gpa` where the host maps `bytes` bytes from `hpa` on.
+    fn planned(slot: &Slot, reach: Reach, gpa: u64, bytes: u64, hpa: u64) -> (GpaRange, u64) {
+        let gpa = Gpa::new(gpa);
+        let request = Request {
+            gpa,
+            reach,
+            ..request(slot, Access::Read)
+        };
+        let page = HostPage {
+            block: HvaRange::new(Hva::new(HVA), bytes).unwrap(),
+            hpa: Hpa::new(hpa),
             ..page()
         };
-        let plan = plan(&geometry(), &request, request.gpa, &elsewhere);
-        assert_eq!(plan.range.bytes(), PAGE_SIZE);
+        let plan = plan(&with_runs(), &request, gpa, &page).unwrap();
+        (plan.range, plan.leaf)
+    }
+
+    #[test]
+    fn a_run_is_a_size_of_leaf() {
+        const RUN: u64 = 64 << 10;
+        let (plain, logged) = (slot(region()), slot(region().log_dirty()));
+        let start = 4 * BLOCK;
+        let range = |offset, bytes| GpaRange::new(Gpa::new(start + offset), bytes).unwrap();
+        let at = |offset| start + offset;
+        // A fault maps the run around it, if the host's block and addresses allow.
+        let one =
+            |slot: &Slot, bytes, hpa| planned(slot, Reach::Leaf, at(RUN + PAGE_SIZE), bytes, hpa);
+        assert_eq!(one(&plain, 2 * RUN, 1 << 32), (range(RUN, RUN), RUN));
+        let page = (range(RUN + PAGE_SIZE, PAGE_SIZE), PAGE_SIZE);
+        assert_eq!(
+            one(&plain, 2 * RUN - PAGE_SIZE, 1 << 32),
+            page,
+            "the block ends in it"
+        );
+        assert_eq!(
+            one(&plain, 2 * RUN, (1 << 32) + PAGE_SIZE),
+            page,
+            "not congruent"
+        );
+        assert_eq!(one(&logged, 2 * RUN, 1 << 32), page, "logged page by page");
+        assert_eq!(one(&plain, BLOCK, 1 << 32), (range(0, BLOCK), BLOCK));
+        // More than one leaf: of one size each time.
+        let many =
+            |slot: &Slot, offset, bytes, hpa| planned(slot, Reach::Run, at(offset), bytes, hpa);
+        let odd = 3 * RUN + 2 * PAGE_SIZE;
+        assert_eq!(many(&plain, 0, odd, 1 << 32), (range(0, 3 * RUN), RUN));
+        let tail = (range(3 * RUN, 2 * PAGE_SIZE), PAGE_SIZE);
+        assert_eq!(many(&plain, 3 * RUN, odd, 1 << 32), tail);
+        let askew = (range(0, odd), PAGE_SIZE);
+        assert_eq!(many(&plain, 0, odd, (1 << 32) + PAGE_SIZE), askew);
+        assert_eq!(many(&logged, 0, odd, 1 << 32), askew);
+    }
+
+    #[test]
+    fn pages_lead_to_where_a_run_can_begin() {
+        const RUN: u64 = 64 << 10;
+        // The slot begins in the middle of a run.
+        let start = 4 * BLOCK + 3 * PAGE_SIZE;
+        let slot = slot(Region::new(
+            SlotId(1),
+            Gpa::new(start),
+            BLOCK,
+            Hva::new(HVA),
+        ));
+        let hpa = (1 << 32) + 3 * PAGE_SIZE;
+        let to = |end: u64| GpaRange::between(Gpa::new(start), Gpa::new(end)).unwrap();
+        let first = planned(&slot, Reach::Run, start, BLOCK, hpa);
+        assert_eq!(first, (to(4 * BLOCK + RUN), PAGE_SIZE));
+        let second = planned(&slot, Reach::Run, 4 * BLOCK + RUN, BLOCK, hpa);
+        assert_eq!(
+            (second.0.bytes(), second.1),
+            (BLOCK - RUN, RUN),
+            "to the end of the span"
+        );
+    }
+
+    #[test]
+    fn a_host_block_smaller_than_the_formats_page_is_refused() {
+        let page_bytes = 64 << 10;
+        let shape = |shift| LevelShape {
+            shift,
+            index_bits: 13,
+            table_bytes: 65536,
+            leaf: true,
+            run_bits: 0,
+        };
+        let geometry = Geometry::new(&[shape(16), shape(29)], 40).unwrap();
+        let slot = region().validate(&Config::new(), &geometry).unwrap();
+        let request = request(&slot, Access::Read);
+        let at = request.gpa.align_down(page_bytes);
+        let hva = HVA + (at.raw() - slot.range().start().raw());
+        let shown = |start, bytes| HostPage {
+            block: HvaRange::new(Hva::new(start), bytes).unwrap(),
+            ..page()
+        };
+        let whole = plan(&geometry, &request, at, &shown(hva, page_bytes)).unwrap();
+        assert_eq!(whole.range, GpaRange::new(at, page_bytes).unwrap());
+        for (start, bytes) in [(hva, PAGE_SIZE), (hva + PAGE_SIZE, page_bytes)] {
+            let block = HvaRange::new(Hva::new(start), bytes).unwrap();
+            let (gpa, page) = (at, page_bytes);
+            let refused = plan(&geometry, &request, at, &shown(start, bytes)).map(|_| ());
+            assert_eq!(refused, Err(PopulateError::HostBlock { gpa, block, page }));
+        }
     }
 }

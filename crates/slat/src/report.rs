@@ -33,6 +33,8 @@ pub enum Reason {
     OutOfTables,
     /// Not mapped: the format cannot express the leaf.
     Unencodable,
+    /// Not mapped: the host maps it in blocks smaller than the format's pages.
+    SmallHostBlock,
     /// Mapped for reading only, or if it is mapped later: the host does not let it be written.
     NotWritable,
     /// Not larger: a larger block would leave the slot.
@@ -51,7 +53,7 @@ pub enum Reason {
 
 impl Reason {
     /// How many there are: a report keeps one line for each.
-    const COUNT: usize = 16;
+    const COUNT: usize = 17;
 
     /// Whether the memory concerned was not mapped at all.
     pub const fn is_unmapped(self) -> bool {
@@ -66,6 +68,7 @@ impl Reason {
                 | Self::Poisoned
                 | Self::OutOfTables
                 | Self::Unencodable
+                | Self::SmallHostBlock
         )
     }
 
@@ -74,6 +77,7 @@ impl Reason {
             PopulateError::Retry => Self::Changing,
             PopulateError::OutOfTables(_) => Self::OutOfTables,
             PopulateError::Leaves(_) => Self::Unencodable,
+            PopulateError::HostBlock { .. } => Self::SmallHostBlock,
             PopulateError::NotExecutable(_) => Self::NotPermitted,
             PopulateError::MemoryType { .. } => Self::MemoryType,
             PopulateError::Host(error) => match error {
@@ -88,22 +92,20 @@ impl Reason {
         }
     }
 
-    /// Why `mapped` is not one level larger, or `None` if nothing larger exists.
+    /// Why `mapped` is not one size larger, or `None` if nothing larger exists.
     pub(crate) fn not_larger(
         geometry: &Geometry,
         slot: &Slot,
         vma: &Vma,
         mapped: &Mapped,
     ) -> Option<Self> {
-        let larger = geometry
-            .leaf_levels()
-            .filter(|level| *level > mapped.level)
-            .min()?;
-        let bytes = geometry.entry_bytes(larger);
+        let (_, bytes) = geometry
+            .leaf_sizes()
+            .filter(|(_, bytes)| *bytes > mapped.leaf)
+            .last()?;
         let start = mapped.range.start();
-        let Some(block) = geometry
-            .block(larger, start)
-            .and_then(|block| slot.hva_of(&block))
+        let Some(block) =
+            GpaRange::block_around(start, bytes).and_then(|block| slot.hva_of(&block))
         else {
             return Some(Self::SlotBoundary);
         };
@@ -137,6 +139,7 @@ impl fmt::Display for Reason {
             Self::Poisoned => "the memory has failed",
             Self::OutOfTables => "no memory for a table",
             Self::Unencodable => "the format cannot express it",
+            Self::SmallHostBlock => "the host maps it in blocks smaller than a page of the format",
             Self::NotWritable => "the host does not let it be written",
             Self::SlotBoundary => "a larger block would leave the slot",
             Self::NotCongruent => "guest and host address differ modulo the larger block",
@@ -373,6 +376,7 @@ mod tests {
         let mapped = Mapped {
             range: GpaRange::new(gpa, 4096).unwrap(),
             level: Level::PAGE,
+            leaf: 4096,
             hpa: Hpa::new(0),
             page: HostPage {
                 block,

@@ -11,10 +11,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use slat_table::address::{Gpa, GpaRange, PAGE_SIZE};
+use slat_table::address::{Gpa, GpaRange};
 use slat_table::attributes::Access;
 use slat_table::cache::TableCache;
 use slat_table::format::Format;
+use slat_table::geometry::Level;
 use slat_table::lock::{Locks, Mutex};
 use slat_table::platform::Platform;
 use slat_table::restriction::PartialBlock;
@@ -332,7 +333,8 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
     /// Where to go on after the start of `todo` could not be mapped.
     fn end_of_failure(&self, slot: &Slot, todo: &GpaRange, error: &PopulateError) -> Gpa {
         let gpa = todo.start();
-        let next_page = Gpa::new(gpa.raw() + PAGE_SIZE);
+        let page = self.table.geometry().block(Level::PAGE, gpa);
+        let next_page = page.map_or(todo.end(), |page| page.end());
         let after = |range: Option<GpaRange>| range.map_or(next_page, |range| range.end());
         match error {
             PopulateError::Host(ResolveError::NotPresent(absent)) => {

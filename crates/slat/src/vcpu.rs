@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use slat_table::address::{Gpa, GpaRange, Hpa, Hva, PAGE_SIZE};
+use slat_table::address::{Gpa, GpaRange, Hpa, Hva, HvaRange, PAGE_SIZE};
 use slat_table::attributes::Access;
 use slat_table::cache::{OutOfTables, TableCache};
 use slat_table::format::Format;
@@ -119,6 +119,17 @@ pub enum FaultError {
     /// The host has no memory for a page.
     #[error("the host has no memory for the page at {0}")]
     HostNoMemory(Hva),
+    /// The host shows less than a page of the format: its own pages are smaller, or it broke its
+    /// contract.
+    #[error("the host's block {block} does not cover the page of {page:#x} bytes at {gpa}")]
+    HostBlock {
+        /// The guest address.
+        gpa: Gpa,
+        /// What the host shows.
+        block: HvaRange,
+        /// The format's page in bytes.
+        page: u64,
+    },
     /// The format cannot express what the host has there, or the host broke its contract.
     #[error(transparent)]
     Unencodable(#[from] LeavesError),
@@ -302,6 +313,9 @@ fn failed_outcome(slot: SlotId, fault: Fault, error: PopulateError) -> Result<Ou
         PopulateError::Retry => Outcome::Retry,
         PopulateError::OutOfTables(error) => return Err(error.into()),
         PopulateError::Leaves(error) => return Err(error.into()),
+        PopulateError::HostBlock { gpa, block, page } => {
+            return Err(FaultError::HostBlock { gpa, block, page });
+        }
         PopulateError::NotExecutable(_) => denied(Denial::NotExecutable),
         PopulateError::MemoryType { .. } => denied(Denial::MemoryType),
         PopulateError::Host(error) => match error {

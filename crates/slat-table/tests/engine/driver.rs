@@ -1,31 +1,40 @@
 //! Carries out operations on a table and on the model, and compares the two after each.
 
-use slat_table::address::{GpaRange, Hpa};
+use slat_table::address::{GpaRange, PAGE_SIZE};
 use slat_table::attributes::Attributes;
 use slat_table::cache::TableCache;
-use slat_table::format::Format;
+use slat_table::format::{Entry, Format};
 use slat_table::geometry::Level;
 use slat_table::hold::Installed;
 use slat_table::restriction::PartialBlock;
-use slat_table::table::{PageTable, TableOptions};
+use slat_table::table::{LeavesError, PageTable, TableOptions};
 
-use crate::model::{Leaf, Model};
-use crate::observer::{Observer, Walked};
-use crate::operations::{ANCHORS, Length, Operation, Place, anchors, blocks, kinds};
+use crate::model::{Leaf, Model, Wanted};
+use crate::observer::{Observer, Walked, unmarked};
+use crate::operations::{
+    ANCHORS, Count, Length, Operation, Place, Target, anchors, blocks, host_bits, kinds,
+};
 use crate::setup::{Machine, PAGE, gpa, hpa, range};
 
 /// A table, the model of it, and the observer; see the module.
 pub(crate) struct Driver<F: Format> {
     machine: Machine,
+    features: F::Features,
     table: PageTable<F, Machine>,
     observer: Observer<F>,
     model: Model,
+    kinds: Vec<Attributes>,
     anchors: [u64; ANCHORS],
     units: [u64; 4],
     probes: Vec<u64>,
+    /// Half of the host's addresses.
+    host_half: u64,
     /// Every removal is followed by a pruning, so that tables are as few as they can be.
     tidy: bool,
 }
+
+/// Leaves that are looked at one by one after every operation; of more, so many.
+const LOOKED_AT: usize = 500;
 
 impl<F: Format> Driver<F> {
     pub(crate) fn new(features: F::Features, bits: u8, stripes: usize, tidy: bool) -> Self {
@@ -38,31 +47,37 @@ impl<F: Format> Driver<F> {
         let table = PageTable::new(machine.clone(), features, options).expect("room for a root");
         let geometry = *table.geometry();
         let (block, large) = blocks(&geometry);
-        let anchors = anchors(bits, block, large);
-        let probes = anchors
-            .iter()
-            .flat_map(|anchor| {
-                let near = (-3i64..4).map(|pages| anchor.checked_add_signed(pages << 12));
-                near.chain([Some(anchor + block / 2), Some(anchor + block - 4096)])
-            })
-            .flatten()
-            .collect();
+        let page = geometry.entry_bytes(PAGE);
+        let anchors = anchors(&geometry);
+        let near = |anchor: u64| {
+            let pages = (-3i64..4).map(move |pages| pages * page.cast_signed());
+            let inside = [block / 2, block - page, page / 2].map(u64::cast_signed);
+            pages
+                .chain(inside)
+                .filter_map(move |offset| anchor.checked_add_signed(offset))
+        };
         Self {
             observer: Observer::new(features, geometry),
             model: Model::new(geometry),
+            kinds: kinds::<F>(&features),
+            probes: anchors.into_iter().flat_map(near).collect(),
+            host_half: 1 << (host_bits::<F>(&features) - 1),
             machine,
+            features,
             table,
             anchors,
-            units: [0, block, large, 1 << 50],
-            probes,
+            units: [0, block, large, 1 << bits],
             tidy,
         }
     }
 
     fn start(&self, place: &Place) -> u64 {
+        let page = self.model.geometry.entry_bytes(PAGE);
+        let inside = if place.inside { PAGE_SIZE % page } else { 0 };
         self.anchors[place.anchor]
-            .checked_add_signed(place.pages << 12)
+            .checked_add_signed(place.pages * page.cast_signed())
             .unwrap_or(0)
+            + inside
     }
 
     /// A range that may reach beyond the guest's address width.
@@ -72,16 +87,15 @@ impl<F: Format> Driver<F> {
         } else {
             length.pages - 6.min(length.pages)
         };
-        range(
-            self.start(place),
-            (self.units[length.unit] + (pages << 12)).max(4096),
-        )
+        let page = self.model.geometry.entry_bytes(PAGE);
+        let bytes = (self.units[length.unit] + pages * page).max(PAGE_SIZE);
+        range(self.start(place), bytes)
     }
 
     /// `range` with the format's pages taken in whole.
     fn whole(&self, range: &GpaRange) -> GpaRange {
-        let geometry = &self.model.geometry;
-        let page = |address: u64| geometry.block(PAGE, gpa(address)).expect("within 63 bits");
+        let page = self.model.geometry.entry_bytes(PAGE);
+        let page = |address: u64| GpaRange::block_around(gpa(address), page).expect("an end");
         page(range.start().raw()).hull(&page(range.end().raw() - 1))
     }
 
@@ -102,14 +116,9 @@ impl<F: Format> Driver<F> {
                 target,
                 attributes,
             } => {
-                let start = self.start(place);
-                self.install(
-                    start,
-                    Level::new(*level),
-                    *count,
-                    *target,
-                    kinds()[*attributes],
-                );
+                let attributes = self.kinds[attributes % self.kinds.len()];
+                let level = Level::new(*level);
+                self.install(self.start(place), level, count, *target, attributes);
             }
             Operation::Unmap {
                 place,
@@ -121,11 +130,11 @@ impl<F: Format> Driver<F> {
             }
             Operation::Split { place, length, to } => {
                 let range = self.range(place, length);
-                // Splitting a gigabyte into pages is right but slow to check.
-                let to = if range.bytes() > 2 * self.units[1] {
-                    (*to).max(1)
-                } else {
-                    *to
+                // Splitting what is much larger than a block into pages is right but slow to check.
+                let to = match range.bytes() {
+                    bytes if bytes > 2 * self.units[2] => (*to).max(2),
+                    bytes if bytes > 2 * self.units[1] => (*to).max(1),
+                    _ => *to,
                 };
                 self.split(&range, Level::new(to), failure.is_some());
             }
@@ -134,6 +143,7 @@ impl<F: Format> Driver<F> {
                 let range = self.range(place, length);
                 drop(self.table.restrict(&range).prune(&range));
             }
+            Operation::Use { place, write } => self.use_page(self.start(place), *write),
         }
         self.machine.allow_allocations();
         self.watch(&before);
@@ -144,127 +154,139 @@ impl<F: Format> Driver<F> {
         &mut self,
         near: u64,
         level: Level,
-        count: u64,
-        target: u64,
+        count: &Count,
+        target: Target,
         attributes: Attributes,
     ) {
-        let geometry = *self.table.geometry();
-        if level > geometry.root() {
+        let Some(wanted) = self.wanted(near, level, count, target, attributes) else {
             return;
-        }
-        let bytes = geometry.entry_bytes(level);
-        let start = near & !(bytes - 1);
-        let end_of_table = (start | (geometry.table_maps(level) - 1)) + 1;
-        let wanted = range(start, (bytes * count).min(end_of_table - start));
-        let to = start % (1 << 40) + (target + 1) * (1 << 41);
-        loop {
-            let Some(installed) = self.try_install(&wanted, to, level, attributes) else {
-                return;
-            };
-            let expected = self.expect(&wanted, to, level, attributes);
-            let Some(conflict) = installed.conflict else {
+        };
+        while let Some(installed) = self.try_install(&wanted) {
+            let mut model = self.model.clone();
+            let expected = model.install(&wanted);
+            let empty_table = installed.conflict.is_some_and(|conflict| {
+                !self.tidy && level > PAGE && self.model.touching(&conflict).is_empty()
+            });
+            if empty_table {
+                self.install_up_to_conflict(&wanted, installed);
+            } else {
                 assert_eq!(installed, expected);
-                self.accept(&wanted, to, level, attributes);
+                self.model = model;
+            }
+            let Some(conflict) = installed.conflict else {
                 return;
             };
-            let empty_table =
-                !self.tidy && level > PAGE && self.model.touching(&conflict).is_empty();
-            assert!(
-                empty_table || installed == expected,
-                "{installed:?}, not {expected:?}"
-            );
             let mut restriction = self.table.restrict(&conflict);
             drop(restriction.unmap(&conflict, PartialBlock::Drop));
             drop(restriction);
-            // What stood before the conflict has been installed already.
-            if let Some(done) = GpaRange::between(wanted.start(), conflict.start()) {
-                self.accept(&done, to, level, attributes);
-            }
             self.model.drop_touching(&conflict);
         }
     }
 
-    fn try_install(
+    /// An empty table, of which the model knows nothing, is in the way.
+    fn install_up_to_conflict(&mut self, wanted: &Wanted, installed: Installed) {
+        let conflict = installed.conflict.expect("a conflict");
+        let done = GpaRange::between(wanted.range.start(), conflict.start());
+        let before = done.map_or(Installed::default(), |range| {
+            self.model.install(&Wanted { range, ..*wanted })
+        });
+        let conflict = Some(conflict);
+        assert_eq!(installed, Installed { conflict, ..before });
+    }
+
+    /// What to install, if the format and its tree have such leaves.
+    fn wanted(
         &self,
-        wanted: &GpaRange,
-        to: u64,
+        near: u64,
         level: Level,
+        count: &Count,
+        target: Target,
         attributes: Attributes,
-    ) -> Option<Installed> {
+    ) -> Option<Wanted> {
+        let geometry = self.table.geometry();
+        if level > geometry.root() || !geometry.shape(level).leaf {
+            return None;
+        }
+        let bytes = geometry.entry_bytes(level);
+        let half = self.host_half;
+        let start = near & !(bytes - 1);
+        // Neither table nor host memory ends in the middle.
+        let limit = half.min(geometry.table_maps(level));
+        let end = (start | (limit - 1)) + 1;
+        let runs = geometry.run_bytes(level).map_or(0, |run| run * count.runs);
+        let to = match target {
+            Target::First => start % half,
+            Target::Second => half + start % half,
+            Target::Askew => start % half + bytes,
+        };
+        let attributes_of_run = Attributes {
+            contiguous: true,
+            ..attributes
+        };
+        let aligned = hpa(to & !(geometry.run_bytes(level).unwrap_or(bytes) - 1));
+        Some(Wanted {
+            range: GpaRange::between(gpa(start), gpa(end.min(start + runs + bytes * count.more)))?,
+            to,
+            level,
+            attributes,
+            in_runs: F::leaf(&self.features, level, aligned, attributes_of_run).is_ok(),
+        })
+    }
+
+    fn try_install(&self, wanted: &Wanted) -> Option<Installed> {
         let mut cache = TableCache::new(&self.table);
         cache.fill().ok()?;
-        let leaves = self
-            .table
-            .leaves(*wanted, hpa(to), level, attributes)
-            .expect("a run");
-        let snapshot = self.table.snapshot(wanted);
-        let mut hold = self.table.hold(wanted);
+        let Wanted {
+            range,
+            to,
+            level,
+            attributes,
+            ..
+        } = *wanted;
+        let leaves = match self.table.leaves(range, hpa(to), level, attributes) {
+            Ok(leaves) => leaves,
+            // Where a format keeps its addresses in pieces, they end in the middle.
+            Err(LeavesError::NotARun { .. }) if to & (to - 1) & (self.host_half - 1) != 0 => {
+                return None;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let snapshot = self.table.snapshot(&range);
+        let mut hold = self.table.hold(&range);
         assert!(hold.is_current(&snapshot));
         let installed = hold.install(&leaves, &mut cache).expect("a full cache");
         drop(hold);
-        self.table.settle(&installed, *wanted);
+        self.table.settle(&installed, range);
         Some(installed)
     }
 
-    /// What an installation over the model's leaves must report.
-    fn expect(
-        &self,
-        wanted: &GpaRange,
-        to: u64,
-        level: Level,
-        attributes: Attributes,
-    ) -> Installed {
+    /// Notes in the entry for `address` what the hardware would, where it does so.
+    fn use_page(&mut self, address: u64, write: bool) {
+        let rules = *self.table.rules();
+        let noted = |mut attributes: Attributes| {
+            attributes.accessed |= rules.hardware_accessed;
+            attributes.dirty |= rules.hardware_dirty && write && attributes.permissions.write;
+            attributes
+        };
+        let Some((entry, level, old)) = self.observer.find(address) else {
+            return;
+        };
+        let Entry::Leaf {
+            hpa: first,
+            attributes,
+        } = F::decode(&self.features, level, old)
+        else {
+            return;
+        };
+        // The address behind this very entry, which may be one of a run.
         let bytes = self.model.geometry.entry_bytes(level);
-        let mut expected = Installed::default();
-        for start in (wanted.start().raw()..wanted.end().raw()).step_by(bytes.try_into().unwrap()) {
-            let block = range(start, bytes);
-            let to = to + (start - wanted.start().raw());
-            let Some(&first) = self.model.touching(&block).first() else {
-                expected.new += 1;
-                continue;
-            };
-            let old = self.model.leaves[&first];
-            let union = extended(old, attributes);
-            let same = old.level >= level
-                && self.model.translate(start) == Some((Hpa::new(to), old.attributes))
-                && old.attributes.memory == attributes.memory;
-            if same && union == old.attributes {
-                expected.present += 1;
-            } else if same && old.level == level {
-                expected.extended += 1;
-            } else {
-                let in_the_way = if old.level > level {
-                    self.model.block(first, &old)
-                } else {
-                    block
-                };
-                expected.conflict = Some(in_the_way);
-                return expected;
-            }
-        }
-        expected
-    }
-
-    /// Takes into the model what an installation without conflict does.
-    fn accept(&mut self, wanted: &GpaRange, to: u64, level: Level, attributes: Attributes) {
-        let bytes = self.model.geometry.entry_bytes(level);
-        for start in (wanted.start().raw()..wanted.end().raw()).step_by(bytes.try_into().unwrap()) {
-            let to = to + (start - wanted.start().raw());
-            match self.model.at(start) {
-                Some((at, old)) => {
-                    let attributes = extended(old, attributes);
-                    self.model.insert(at, Leaf { attributes, ..old });
-                }
-                None => self.model.insert(
-                    start,
-                    Leaf {
-                        level,
-                        hpa: to,
-                        attributes,
-                    },
-                ),
-            }
-        }
+        let (start, leaf) = self.model.at(address).expect("a leaf");
+        let offset = (address - start) & !(bytes - 1);
+        let to = hpa(first.raw() + offset);
+        let new = F::leaf(&self.features, level, to, noted(attributes)).expect("a leaf");
+        self.observer.write(&self.machine, entry, old, new);
+        let attributes = noted(leaf.attributes);
+        self.model.leaves.insert(start, Leaf { attributes, ..leaf });
     }
 
     fn unmap(&mut self, range: &GpaRange, split: bool, failing: bool) {
@@ -366,10 +388,9 @@ impl<F: Format> Driver<F> {
                 let Some(now) = self.observer.walk(probe) else {
                     continue;
                 };
-                let is_old =
-                    old.is_some_and(|old| (old.hpa, old.attributes) == (now.hpa, now.attributes));
-                let is_new =
-                    new.is_some_and(|new| (new.hpa, new.attributes) == (now.hpa, now.attributes));
+                let now = (now.hpa, plainly(now.attributes));
+                let is_old = old.is_some_and(|old| (old.hpa, plainly(old.attributes)) == now);
+                let is_new = new.is_some_and(|new| (new.hpa, plainly(new.attributes)) == now);
                 assert!(
                     is_old || is_new,
                     "{probe:#x}: {old:?} to {new:?} by way of {now:?}"
@@ -403,9 +424,10 @@ impl<F: Format> Driver<F> {
             .map(|(&start, leaf)| (start, leaf.level))
             .collect();
         assert_eq!(actual, expected);
-        for (&start, leaf) in &self.model.leaves {
+        let step = self.model.leaves.len() / LOOKED_AT + 1;
+        for (&start, leaf) in self.model.leaves.iter().step_by(step) {
             assert_eq!(self.leaf(start, leaf.level), *leaf);
-            let last = start + self.model.geometry.entry_bytes(leaf.level) - 1;
+            let last = self.model.block(start, leaf).end().raw() - 1;
             let found = self
                 .table
                 .translate(gpa(last))
@@ -456,12 +478,12 @@ impl<F: Format> Driver<F> {
     }
 }
 
-/// P4: what a leaf allows after another for the same memory has been installed over it.
-fn extended(old: Leaf, added: Attributes) -> Attributes {
+/// Attributes without what does not change a translation on its way from one state to the next:
+/// what the hardware notes, and whether a leaf is one of a run that is being taken apart.
+fn plainly(attributes: Attributes) -> Attributes {
     Attributes {
-        permissions: old.attributes.permissions.union(added.permissions),
-        accessed: old.attributes.accessed || added.accessed,
-        ..old.attributes
+        contiguous: false,
+        ..unmarked(attributes)
     }
 }
 

@@ -5,15 +5,27 @@ use std::collections::BTreeMap;
 use slat_table::address::{GpaRange, Hpa};
 use slat_table::attributes::Attributes;
 use slat_table::geometry::{Geometry, Level};
+use slat_table::hold::Installed;
 
 use crate::setup::{gpa, range};
 
-/// A leaf: what it maps is its key in the map and its level.
+/// A leaf, or a whole run of leaves: what it maps is its key in the map and its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Leaf {
     pub(crate) level: Level,
     pub(crate) hpa: u64,
     pub(crate) attributes: Attributes,
+}
+
+/// Neighbouring leaves to be installed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) range: GpaRange,
+    pub(crate) to: u64,
+    pub(crate) level: Level,
+    pub(crate) attributes: Attributes,
+    /// The format can express them as leaves of a run.
+    pub(crate) in_runs: bool,
 }
 
 /// Leaves by their first guest address.
@@ -31,8 +43,12 @@ impl Model {
         }
     }
 
+    /// What a leaf at `start`, or its run, maps.
     pub(crate) fn block(&self, start: u64, leaf: &Leaf) -> GpaRange {
-        range(start, self.geometry.entry_bytes(leaf.level))
+        let alone = self.geometry.entry_bytes(leaf.level);
+        let run = self.geometry.run_bytes(leaf.level);
+        let bytes = run.filter(|_| leaf.attributes.contiguous);
+        range(start, bytes.unwrap_or(alone))
     }
 
     /// The leaf that maps `address`, and where it starts.
@@ -60,8 +76,88 @@ impl Model {
             .collect()
     }
 
-    pub(crate) fn insert(&mut self, start: u64, leaf: Leaf) {
-        self.leaves.insert(start, leaf);
+    /// Installs what is wanted as far as nothing is in the way.
+    pub(crate) fn install(&mut self, wanted: &Wanted) -> Installed {
+        let alone = self.geometry.entry_bytes(wanted.level);
+        let mut installed = Installed::default();
+        let mut rest = Some(wanted.range);
+        while let Some(todo) = rest {
+            let at = todo.start();
+            // A run, where it is wanted whole and nothing is there.
+            let run = self
+                .geometry
+                .run_bytes(wanted.level)
+                .filter(|_| wanted.in_runs)
+                .and_then(|bytes| GpaRange::block_around(at, bytes))
+                .filter(|run| run.start() == at && todo.covers(run))
+                .filter(|run| self.touching(run).is_empty())
+                .filter(|run| wanted.hpa(at.raw()) & (run.bytes() - 1) == 0);
+            // One that is there is met whole.
+            let met = self
+                .at(at.raw())
+                .filter(|(_, leaf)| leaf.level == wanted.level && leaf.attributes.contiguous)
+                .and_then(|(start, leaf)| self.block(start, &leaf).intersection(&todo));
+            let piece = run.or(met).unwrap_or_else(|| range(at.raw(), alone));
+            self.install_one(wanted, &piece, run.is_some(), &mut installed);
+            if installed.conflict.is_some() {
+                break;
+            }
+            rest = todo.from(piece.end());
+        }
+        installed
+    }
+
+    fn install_one(
+        &mut self,
+        wanted: &Wanted,
+        piece: &GpaRange,
+        contiguous: bool,
+        installed: &mut Installed,
+    ) {
+        let at = piece.start().raw();
+        let leaves = piece.bytes() / self.geometry.entry_bytes(wanted.level);
+        let attributes = Attributes {
+            contiguous,
+            ..wanted.attributes
+        };
+        let Some(&first) = self.touching(piece).first() else {
+            let leaf = Leaf {
+                level: wanted.level,
+                hpa: wanted.hpa(at),
+                attributes,
+            };
+            self.leaves.insert(at, leaf);
+            installed.new += leaves;
+            return;
+        };
+        let old = self.leaves[&first];
+        let now = extended(old.attributes, attributes);
+        let same = old.level >= wanted.level
+            && self.translate(at) == Some((Hpa::new(wanted.hpa(at)), old.attributes))
+            && old.attributes.memory == attributes.memory;
+        // A run is never made to allow more: its leaves could not be told at once.
+        let one_entry = now.permissions == old.attributes.permissions || !old.attributes.contiguous;
+        if same && now == old.attributes {
+            installed.present += leaves;
+        } else if same && old.level == wanted.level && one_entry {
+            self.leaves.insert(
+                first,
+                Leaf {
+                    attributes: now,
+                    ..old
+                },
+            );
+            // All of a run becomes young with its first leaf.
+            installed.extended += leaves;
+        } else {
+            let run = old.level == wanted.level && old.attributes.contiguous;
+            let whole = old.level > wanted.level || run;
+            installed.conflict = Some(if whole {
+                self.block(first, &old)
+            } else {
+                *piece
+            });
+        }
     }
 
     /// Removes every leaf that maps part of `range`.
@@ -84,34 +180,41 @@ impl Model {
         self.drop_touching(range);
     }
 
-    /// Splits every leaf that touches `range` and is larger than `to`.
+    /// Splits every leaf that touches `range` and is larger than an entry of `to`.
     pub(crate) fn split(&mut self, range: &GpaRange, to: Level) {
+        let larger =
+            |leaf: &Leaf| leaf.level > to || leaf.level == to && leaf.attributes.contiguous;
         loop {
-            let larger = self
-                .touching(range)
-                .into_iter()
-                .find(|at| self.leaves[at].level > to);
-            match larger {
+            let touching = self.touching(range);
+            match touching.into_iter().find(|at| larger(&self.leaves[at])) {
                 Some(start) => self.split_leaf(start),
                 None => return,
             }
         }
     }
 
+    /// A run becomes its leaves, a leaf those of the next level.
     fn split_leaf(&mut self, start: u64) {
         let leaf = self.leaves.remove(&start).expect("a leaf");
-        let level = leaf.level.down().expect("pages are not split");
+        let whole = self.block(start, &leaf);
+        let level = if leaf.attributes.contiguous {
+            leaf.level
+        } else {
+            leaf.level.down().expect("pages are not split")
+        };
         let bytes = self.geometry.entry_bytes(level);
-        for offset in (0..self.geometry.entry_bytes(leaf.level)).step_by(bytes.try_into().unwrap())
-        {
-            self.insert(
-                start + offset,
-                Leaf {
-                    level,
-                    hpa: leaf.hpa + offset,
-                    ..leaf
-                },
-            );
+        let attributes = Attributes {
+            contiguous: false,
+            ..leaf.attributes
+        };
+        for offset in (0..whole.bytes()).step_by(bytes.try_into().expect("a size")) {
+            let hpa = leaf.hpa + offset;
+            let piece = Leaf {
+                level,
+                hpa,
+                attributes,
+            };
+            self.leaves.insert(start + offset, piece);
         }
     }
 
@@ -123,5 +226,22 @@ impl Model {
             .map(|(&start, leaf)| (self.block(start, leaf), leaf.level))
             .collect();
         self.geometry.minimum_table_bytes(&ranges)
+    }
+}
+
+impl Wanted {
+    /// The host address wanted behind `address`.
+    fn hpa(&self, address: u64) -> u64 {
+        self.to + (address - self.range.start().raw())
+    }
+}
+
+/// P4: what a leaf allows after another for the same memory has been installed over it.
+fn extended(old: Attributes, added: Attributes) -> Attributes {
+    Attributes {
+        permissions: old.permissions.union(added.permissions),
+        accessed: old.accessed || added.accessed,
+        dirty: old.dirty || added.dirty,
+        ..old
     }
 }

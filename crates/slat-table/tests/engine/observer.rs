@@ -3,16 +3,19 @@
 //! hardware must not see.
 //!
 //! It knows only the format and the geometry. Everything that was ever reachable counts as cached
-//! until a flush covers it; that is the most hostile TLB there is.
+//! until a flush covers it; that is the most hostile TLB there is. One leaf of a run counts for all
+//! addresses of the run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use slat_table::address::{Gpa, GpaRange, Hpa};
 use slat_table::attributes::Attributes;
 use slat_table::format::{ByteOrder, Entry, Format};
 use slat_table::geometry::{Geometry, Level};
-use slat_table::platform::TlbWork;
+use slat_table::platform::{TableMemory, TlbWork};
 use slat_table::simulated::Event;
+
+use crate::setup::Machine;
 
 /// A translation as a table walk finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub(crate) struct Observer<F: Format> {
     memory: HashMap<u64, u64>,
     reachable: BTreeMap<u64, Reachable>,
     stale: Vec<Stale>,
+    /// Entries written since everything was last settled.
+    written: HashSet<u64>,
     /// The hardware asks for a break and a flush before an entry changes what it maps.
     breaks: bool,
 }
@@ -59,6 +64,7 @@ impl<F: Format> Observer<F> {
             memory: HashMap::new(),
             reachable: BTreeMap::new(),
             stale: Vec::new(),
+            written: HashSet::new(),
         }
     }
 
@@ -80,6 +86,9 @@ impl<F: Format> Observer<F> {
                 self.freed(*table, *bytes);
                 None
             }
+            Event::Written { entry, old, new } if F::ENTRY_BYTES == 4 => {
+                self.words_written(entry.raw(), *old, *new)
+            }
             Event::Written { entry, old, new } => self.written(entry.raw(), *old, *new),
             Event::Flushed(work) => {
                 self.stale.retain(|stale| !forgotten(work, stale));
@@ -89,9 +98,70 @@ impl<F: Format> Observer<F> {
         }
     }
 
-    /// Nothing that was removed may still be cached.
-    pub(crate) fn expect_settled(&self) {
+    /// Nothing that was removed may still be cached, and no run is there in part.
+    pub(crate) fn expect_settled(&mut self) {
         assert!(self.stale.is_empty(), "still cached: {:?}", self.stale);
+        for entry in core::mem::take(&mut self.written) {
+            self.expect_whole_run(entry);
+        }
+    }
+
+    /// The neighbours of a leaf of a run are leaves of the same run.
+    fn expect_whole_run(&self, entry: u64) {
+        let Some((level, block)) = self.entry(entry) else {
+            return;
+        };
+        let Some(bytes) = self.geometry.run_bytes(level) else {
+            return;
+        };
+        let said = self.run_of(entry, level, &block, bytes);
+        let in_run = |entry: &Entry| matches!(entry, Entry::Leaf { attributes, .. } if attributes.contiguous);
+        if !said.iter().any(in_run) {
+            return;
+        }
+        let plainly = |entry: &Entry| match *entry {
+            Entry::Leaf { hpa, attributes } => Some((hpa, unmarked(attributes))),
+            _ => None,
+        };
+        let first = plainly(&said[0]);
+        let alike = said
+            .iter()
+            .all(|entry| in_run(entry) && plainly(entry) == first);
+        assert!(alike, "a run in part around {block}: {said:?}");
+    }
+
+    /// What the entries say that make up a run, if one is there, with this one.
+    fn run_of(&self, entry: u64, level: Level, block: &GpaRange, bytes: u64) -> Vec<Entry> {
+        let shift = self.geometry.shape(level).shift;
+        let index = (block.start().raw() & (bytes - 1)) >> shift;
+        let first = entry - index * F::ENTRY_BYTES;
+        (0..bytes >> shift)
+            .map(|index| self.read(level, first + index * F::ENTRY_BYTES))
+            .collect()
+    }
+
+    /// The entry at `address`, decoded.
+    fn read(&self, level: Level, address: u64) -> Entry {
+        let raw = self.memory.get(&address).copied().unwrap_or(0);
+        self.decode(level, raw)
+    }
+
+    /// Two entries of four bytes share what a journal calls an entry.
+    fn words_written(&mut self, pair: u64, old: u64, new: u64) -> Option<GpaRange> {
+        let halves = |value: u64| {
+            let bytes = value.to_ne_bytes();
+            [&bytes[..4], &bytes[4..]]
+                .map(|half| u64::from(u32::from_ne_bytes(half.try_into().expect("four bytes"))))
+        };
+        let (old, new) = (halves(old), halves(new));
+        let mut changed = None;
+        for (index, address) in [pair, pair + 4].into_iter().enumerate() {
+            if old[index] != new[index] {
+                assert_eq!(changed, None, "one write changed two entries");
+                changed = self.written(address, old[index], new[index]);
+            }
+        }
+        changed
     }
 
     fn freed(&mut self, table: Hpa, bytes: u32) {
@@ -106,7 +176,8 @@ impl<F: Format> Observer<F> {
                 "{table} freed before the flush"
             );
         }
-        for entry in (table.raw()..table.raw() + u64::from(bytes)).step_by(8) {
+        let end = table.raw() + u64::from(bytes);
+        for entry in (table.raw()..end).step_by(F::ENTRY_BYTES.try_into().expect("4 or 8")) {
             self.memory.remove(&entry);
         }
     }
@@ -115,6 +186,7 @@ impl<F: Format> Observer<F> {
         let known = self.memory.insert(entry, new).unwrap_or(0);
         assert_eq!(known, old, "the journal misses a write to {entry:#x}");
         let (level, range) = self.entry(entry)?;
+        self.written.insert(entry);
         let was = self.decode(level, old);
         let now = self.decode(level, new);
         match (was, now) {
@@ -131,13 +203,16 @@ impl<F: Format> Observer<F> {
                     attributes: new,
                 },
             ) => {
-                let same = hpa == to && old.memory == new.memory;
+                let same =
+                    hpa == to && old.memory == new.memory && old.contiguous == new.contiguous;
                 assert!(
                     same,
                     "{range} changes from {was:?} to {now:?} without a break"
                 );
                 let kept = old.permissions.union(new.permissions) == new.permissions;
                 assert!(kept, "{range} loses permissions: {was:?} to {now:?}");
+                let one_by_one = old.contiguous && old.permissions != new.permissions;
+                assert!(!one_by_one, "a run of two kinds: {was:?} and {now:?}");
             }
             _ if self.breaks => panic!("{range} changes from {was:?} to {now:?} without a break"),
             _ => {
@@ -149,10 +224,7 @@ impl<F: Format> Observer<F> {
     }
 
     fn decode(&self, level: Level, raw: u64) -> Entry {
-        let raw = match F::BYTE_ORDER {
-            ByteOrder::Little => u64::from_le_bytes(raw.to_ne_bytes()),
-            ByteOrder::Big => u64::from_be_bytes(raw.to_ne_bytes()),
-        };
+        let raw = in_order::<F>(raw);
         F::decode(&self.features, level, raw)
     }
 
@@ -160,22 +232,42 @@ impl<F: Format> Observer<F> {
     fn entry(&self, entry: u64) -> Option<(Level, GpaRange)> {
         let (&table, found) = self.reachable.range(..=entry).next_back()?;
         let shape = self.geometry.shape(found.level);
-        let index = (entry - table) / 8;
+        let index = (entry - table) / F::ENTRY_BYTES;
         if index >> shape.index_bits != 0 {
             return None;
         }
-        let start = Gpa::new(found.start + (index << shape.shift));
         Some((
             found.level,
-            self.geometry
-                .block(found.level, start)
-                .expect("within 63 bits"),
+            self.block(found.level, found.start + (index << shape.shift)),
         ))
+    }
+
+    /// What an entry maps, as far as the guest's addresses go; those beyond stay empty.
+    fn block(&self, level: Level, start: u64) -> GpaRange {
+        let whole = GpaRange::block_around(Gpa::new(start), self.geometry.entry_bytes(level));
+        let block = self.geometry.block(level, Gpa::new(start));
+        block.or(whole).expect("within 63 bits")
+    }
+
+    /// What a walker may cache of an entry that maps `range` by itself.
+    fn cached(&self, level: Level, range: GpaRange, entry: Entry) -> GpaRange {
+        match (entry, self.geometry.run_bytes(level)) {
+            (Entry::Leaf { attributes, .. }, Some(bytes)) if attributes.contiguous => {
+                GpaRange::block_around(range.start(), bytes).expect("within 63 bits")
+            }
+            _ => range,
+        }
     }
 
     /// An empty entry became valid: whatever was there before must be out of all caches.
     fn made(&mut self, level: Level, range: GpaRange, now: Entry) {
-        let overlaps = |stale: &&Stale| self.breaks && stale.range.overlaps(&range);
+        let cached = self.cached(level, range, now);
+        let in_run = |entry: &Entry| matches!(entry, Entry::Leaf { attributes, .. } if attributes.contiguous);
+        let overlaps = |stale: &&Stale| {
+            // A run and a single leaf for one address are two sizes in one TLB.
+            let breaks = self.breaks || in_run(&now) || in_run(&stale.what);
+            breaks && stale.range.overlaps(&cached)
+        };
         for stale in self.stale.iter().filter(overlaps) {
             let same = match (stale.what, now) {
                 (
@@ -187,7 +279,7 @@ impl<F: Format> Observer<F> {
                         hpa: b,
                         attributes: y,
                     },
-                ) => stale.range == range && a == b && x.memory == y.memory,
+                ) => stale.range == cached && a == b && x.memory == y.memory,
                 _ => false,
             };
             assert!(
@@ -215,7 +307,7 @@ impl<F: Format> Observer<F> {
 
     fn broken(&mut self, level: Level, range: GpaRange, was: Entry) {
         self.stale.push(Stale {
-            range,
+            range: self.cached(level, range, was),
             level,
             what: was,
         });
@@ -228,7 +320,7 @@ impl<F: Format> Observer<F> {
         let gone = self.reachable.remove(&table.raw()).expect("a linked table");
         for (entry, range) in self.entries(table, gone.level, gone.start) {
             self.stale.push(Stale {
-                range,
+                range: self.cached(gone.level, range, entry),
                 level: gone.level,
                 what: entry,
             });
@@ -243,12 +335,42 @@ impl<F: Format> Observer<F> {
         let shape = self.geometry.shape(level);
         (0..1u64 << shape.index_bits)
             .filter_map(|index| {
-                let raw = *self.memory.get(&(table.raw() + index * 8))?;
-                let entry = self.decode(level, raw);
-                let gpa = Gpa::new(start + (index << shape.shift));
-                (entry != Entry::Empty).then(|| (entry, self.geometry.block(level, gpa).unwrap()))
+                let entry = self.read(level, table.raw() + index * F::ENTRY_BYTES);
+                let start = start + (index << shape.shift);
+                (entry != Entry::Empty).then(|| (entry, self.block(level, start)))
             })
             .collect()
+    }
+
+    /// The entry that maps `gpa`, or would: where it is, its level and its value.
+    pub(crate) fn find(&self, gpa: u64) -> Option<(u64, Level, u64)> {
+        let mut table = self.root?;
+        let mut level = self.geometry.root();
+        loop {
+            let index = self.geometry.index(level, Gpa::new(gpa));
+            let entry = table.raw() + index * F::ENTRY_BYTES;
+            let Entry::Table(below) = self.read(level, entry) else {
+                let raw = self.memory.get(&entry).copied().unwrap_or(0);
+                return Some((entry, level, in_order::<F>(raw)));
+            };
+            table = below;
+            level = level.down()?;
+        }
+    }
+
+    /// Replaces an entry as the hardware would when it notes something in it.
+    pub(crate) fn write(&self, machine: &Machine, entry: u64, old: u64, new: u64) {
+        let entry = Hpa::new(entry);
+        let word = |value| u32::try_from(in_order::<F>(value)).expect("an entry of four bytes");
+        let written = if F::ENTRY_BYTES == 4 {
+            machine
+                .compare_exchange_word(entry, word(old), word(new))
+                .is_ok()
+        } else {
+            let (old, new) = (in_order::<F>(old), in_order::<F>(new));
+            machine.compare_exchange(entry, old, new).is_ok()
+        };
+        assert!(written, "{entry} is not what the journal says");
     }
 
     /// Walks the tables as the hardware would.
@@ -256,17 +378,29 @@ impl<F: Format> Observer<F> {
         let mut table = self.root?;
         let mut level = self.geometry.root();
         loop {
-            let entry = table.raw() + self.geometry.index(level, Gpa::new(gpa)) * 8;
-            let raw = self.memory.get(&entry).copied().unwrap_or(0);
-            match self.decode(level, raw) {
+            let index = self.geometry.index(level, Gpa::new(gpa));
+            let entry = table.raw() + index * F::ENTRY_BYTES;
+            match self.read(level, entry) {
                 Entry::Empty => return None,
                 Entry::Table(below) => {
                     table = below;
                     level = level.down()?;
                 }
-                Entry::Leaf { hpa, attributes } => {
-                    let offset = gpa & (self.geometry.entry_bytes(level) - 1);
-                    let hpa = Hpa::new(hpa.raw() + offset);
+                Entry::Leaf {
+                    hpa,
+                    mut attributes,
+                } => {
+                    let block = self.geometry.block(level, Gpa::new(gpa))?;
+                    let cached = self.cached(level, block, self.read(level, entry));
+                    if attributes.contiguous {
+                        for of in self.run_of(entry, level, &block, cached.bytes()) {
+                            if let Entry::Leaf { attributes: of, .. } = of {
+                                attributes.accessed |= of.accessed;
+                                attributes.dirty |= of.dirty;
+                            }
+                        }
+                    }
+                    let hpa = Hpa::new(hpa.raw() + (gpa - cached.start().raw()));
                     return Some(Walked {
                         hpa,
                         level,
@@ -276,6 +410,25 @@ impl<F: Format> Observer<F> {
                 Entry::Foreign(raw) => panic!("foreign entry {raw:#x} for {gpa:#x}"),
             }
         }
+    }
+}
+
+/// An entry's value from its bytes read as a number, or the other way round.
+fn in_order<F: Format>(raw: u64) -> u64 {
+    match (F::BYTE_ORDER, u32::try_from(raw)) {
+        (ByteOrder::Little, Ok(word)) if F::ENTRY_BYTES == 4 => word.to_le().into(),
+        (ByteOrder::Big, Ok(word)) if F::ENTRY_BYTES == 4 => word.to_be().into(),
+        (ByteOrder::Little, _) => raw.to_le(),
+        (ByteOrder::Big, _) => raw.to_be(),
+    }
+}
+
+/// Attributes without what the hardware may note in one leaf of a run and not in the others.
+pub(crate) fn unmarked(attributes: Attributes) -> Attributes {
+    Attributes {
+        accessed: false,
+        dirty: false,
+        ..attributes
     }
 }
 

@@ -1,6 +1,7 @@
 //! A format that no hardware has, with everything that Arm's 4 KiB format has not: big-endian
 //! entries, an empty entry that is not zero, 16 KiB pages below tables of 2048 entries, blocks
-//! that are replaced without a break, invalid entries that may be cached.
+//! that are replaced without a break, invalid entries that may be cached, runs at two levels: of
+//! eight pages that tell their own addresses, and of four blocks that repeat one entry.
 
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
@@ -20,11 +21,26 @@ const MEMORY_SHIFT: u32 = 6;
 const ACCESSED: u64 = 1 << 9;
 const DIRTY: u64 = 1 << 10;
 const SOFTWARE_SHIFT: u32 = 11;
+const CONTIGUOUS: u64 = 1 << 48;
 const ADDRESS: u64 = 0x0000_ffff_ffff_c000;
 /// What an empty entry holds, together with its level.
 const NOTHING: u64 = 0x7a00_0000_0000_0400;
 const PAGE_SHIFT: u8 = 14;
 const INDEX_BITS: u8 = 11;
+
+/// log2 of the leaves of a run of `level`.
+const fn run_bits(level: Level) -> u8 {
+    match level.index() {
+        0 => 3,
+        1 => 2,
+        _ => 0,
+    }
+}
+
+/// Bytes that a run of `level` maps.
+const fn run_bytes(level: Level) -> u64 {
+    1 << (PAGE_SHIFT as usize + INDEX_BITS as usize * level.index() + run_bits(level) as usize)
+}
 
 const EXECUTE: [Execute; 4] = [
     Execute::Never,
@@ -80,7 +96,7 @@ impl Format for Odd {
             index_bits: INDEX_BITS,
             table_bytes: 16384,
             leaf: true,
-            run_bits: 0,
+            run_bits: run_bits(Level::new(number)),
         };
         let root = LevelShape {
             index_bits: bits.checked_sub(shape(2).shift).ok_or(error)?,
@@ -114,6 +130,15 @@ impl Format for Odd {
         if !hpa.is_aligned(Self::leaf_step(level)) {
             return Err(EncodeError::Unaligned { hpa, level });
         }
+        if a.contiguous && run_bits(level) == 0 {
+            return Err(EncodeError::Contiguous(level));
+        }
+        let repeated = a.contiguous && Self::run_step(level) == 0;
+        let hpa = if repeated {
+            hpa.align_down(run_bytes(level))
+        } else {
+            hpa
+        };
         if hpa.raw() >> 48 != 0 {
             return Err(EncodeError::AddressWidth { hpa, bits: 48 });
         }
@@ -129,11 +154,20 @@ impl Format for Odd {
             | number(&MEMORY, &a.memory) << MEMORY_SHIFT
             | flag(a.accessed, ACCESSED)
             | flag(a.dirty, DIRTY)
+            | flag(a.contiguous, CONTIGUOUS)
             | u64::from(a.software) << SOFTWARE_SHIFT)
     }
 
     fn leaf_step(level: Level) -> u64 {
         1 << (usize::from(PAGE_SHIFT) + usize::from(INDEX_BITS) * level.index())
+    }
+
+    fn run_step(level: Level) -> u64 {
+        if level == Level::PAGE {
+            Self::leaf_step(level)
+        } else {
+            0
+        }
     }
 
     fn decode(features: &(), level: Level, raw: u64) -> Entry {
@@ -147,8 +181,15 @@ impl Format for Odd {
         let Some(&memory) = MEMORY.get(field(raw, MEMORY_SHIFT, 7)) else {
             return Entry::Foreign(raw);
         };
-        let aligned = hpa.is_aligned(Self::leaf_step(level));
-        if raw & TABLE != 0 || raw >> 48 != 0 || !aligned {
+        let contiguous = raw & CONTIGUOUS != 0;
+        let repeated = contiguous && Self::run_step(level) == 0;
+        let aligned = Hpa::new(raw & ADDRESS).is_aligned(if repeated {
+            run_bytes(level)
+        } else {
+            Self::leaf_step(level)
+        });
+        let no_run = contiguous && run_bits(level) == 0;
+        if raw & TABLE != 0 || raw >> 49 != 0 || !aligned || no_run {
             return Entry::Foreign(raw);
         }
         let permissions = Permissions {
@@ -162,7 +203,7 @@ impl Format for Odd {
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
             software: u8::try_from(field(raw, SOFTWARE_SHIFT, 7)).expect("three bits"),
-            contiguous: false,
+            contiguous,
         };
         Entry::Leaf { hpa, attributes }
     }
@@ -176,12 +217,14 @@ impl Format for Odd {
     }
 
     fn address((): &(), level: Level, raw: u64) -> Hpa {
-        let low = if Self::is_table(level, raw) {
-            raw >> 48 & 0x3c00
+        let hpa = Hpa::new(raw & ADDRESS);
+        if Self::is_table(level, raw) {
+            Hpa::new(hpa.raw() | raw >> 48 & 0x3c00)
+        } else if raw & CONTIGUOUS != 0 {
+            hpa.align_down(run_bytes(level))
         } else {
-            0
-        };
-        Hpa::new(raw & ADDRESS | low)
+            hpa
+        }
     }
 
     fn forces((): &(), _: MemoryType) -> bool {

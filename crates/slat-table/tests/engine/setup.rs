@@ -137,3 +137,34 @@ pub(crate) fn flushes(machine: &Machine) -> Vec<TlbWork> {
         .filter_map(flush)
         .collect()
 }
+
+/// Makes each of these functions a test for every row of the catalogue, and for the odd format.
+///
+/// They are generic over the format and take its features and the guest address bits of the row.
+macro_rules! for_every_format {
+    ($($check:ident,)*) => {$(
+        mod $check {
+            use super::$check as check;
+            slat_table::every_format!(crate::setup::tests_of_rows);
+        }
+    )*};
+}
+
+/// One test for each row, which calls `check`.
+macro_rules! tests_of_rows {
+    ($($row:ident $name:literal $($format:ident)::+ $($features:ident)::+ $bits:literal;)*) => {
+        $(
+            #[test]
+            fn $row() {
+                check::<$($format)::+>($($features)::+, $bits);
+            }
+        )*
+
+        #[test]
+        fn odd() {
+            check::<crate::odd::Odd>((), 40);
+        }
+    };
+}
+
+pub(crate) use {for_every_format, tests_of_rows};

@@ -9,6 +9,8 @@ use slat::table::simulated::Event;
 const WORDS: usize = 512;
 const MEMORY_START: u64 = 0x8000_0000;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+/// The contiguous hint: a permission to TLBs, which changes no translation.
+const CONTIGUOUS: u64 = 1 << 52;
 /// The manual's level of the pages.
 const LAST_LEVEL: u64 = 3;
 
@@ -16,7 +18,7 @@ const LAST_LEVEL: u64 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) hpa: u64,
-    /// All of the descriptor that is neither address nor type.
+    /// All of the descriptor that is neither address nor type nor hint.
     pub(crate) attributes: u64,
 }
 
@@ -102,7 +104,7 @@ impl Walker {
                     let offset = gpa & ((1 << shift) - 1);
                     return Some(Found {
                         hpa: (descriptor & ADDRESS) + offset,
-                        attributes: descriptor & !ADDRESS & !0b11,
+                        attributes: descriptor & !ADDRESS & !CONTIGUOUS & !0b11,
                     });
                 }
                 (0..LAST_LEVEL, 0b11) => table = descriptor & ADDRESS,
