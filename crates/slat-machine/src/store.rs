@@ -223,17 +223,22 @@ impl Visibility {
     /// A barrier of `cpu`: what it wrote or has seen is visible to the walkers of `reached`.
     pub(crate) fn complete(&mut self, cpu: Cpu, reached: CpuSet) {
         let clocks = self.clocks[usize::from(cpu)];
+        self.make_visible(reached, |write| {
+            write.time <= clocks[usize::from(write.writer)] || write.seen.contains(cpu)
+        });
+    }
+
+    fn make_visible(&mut self, to: CpuSet, is_meant: impl Fn(&Overwritten) -> bool) {
         for at in 0..self.overwritten.len() {
             let write = &self.overwritten[at];
-            let known = write.time <= clocks[usize::from(write.writer)] || write.seen.contains(cpu);
-            if !known {
+            if !is_meant(write) {
                 continue;
             }
             let entry = write.entry;
             // Whoever sees this write sees nothing older at its address.
             for write in &mut self.overwritten[..=at] {
                 if write.entry == entry {
-                    write.visible = write.visible.with(reached);
+                    write.visible = write.visible.with(to);
                 }
             }
         }
@@ -241,24 +246,37 @@ impl Visibility {
         self.overwritten.retain(|write| !write.visible.covers(all));
     }
 
-    /// What the walker of `cpu` reads at `entry`, where `current` is in memory.
+    /// What the walker of `cpu` reads at `entry`, where `current` is in memory. A walker that finds
+    /// what was written with release ordering finds what was written before that too: it goes from
+    /// a pointer to the table.
     pub(crate) fn walker_reads(
-        &self,
+        &mut self,
         cpu: Cpu,
         entry: Hpa,
         current: u64,
         random: &mut Random,
     ) -> u64 {
+        let here = |write: &Overwritten| write.entry == entry;
         let possible = || {
-            let writes = self.overwritten.iter();
-            writes.filter(|write| write.entry == entry && !write.visible.contains(cpu))
+            let writes = self.overwritten.iter().enumerate();
+            writes.filter(|(_, write)| here(write) && !write.visible.contains(cpu))
         };
         let older = possible().count();
-        if older == 0 || random.half() {
-            return current;
+        let chosen = if older == 0 || random.half() {
+            None
+        } else {
+            possible().nth(random.below(older))
+        };
+        let (before, value) = chosen.map_or((self.overwritten.len(), current), |(at, write)| {
+            (at, write.value)
+        });
+        let wrote_it = self.overwritten[..before].iter().rfind(|write| here(write));
+        if let Some(released) = wrote_it.and_then(|write| write.released) {
+            self.make_visible(CpuSet::one(cpu), |write| {
+                write.time <= released[usize::from(write.writer)] && write.entry != entry
+            });
         }
-        let chosen = possible().nth(random.below(older));
-        chosen.map_or(current, |write| write.value)
+        value
     }
 
     /// Memory becomes something else: what was written there before concerns nobody.
@@ -333,7 +351,7 @@ mod tests {
     }
 
     /// What the walker of `cpu` may read at A, where 9 is in memory.
-    fn readable(visibility: &Visibility, cpu: Cpu) -> Vec<u64> {
+    fn readable(visibility: &mut Visibility, cpu: Cpu) -> Vec<u64> {
         let mut random = Random::new(1);
         let mut values: Vec<u64> = (0..100)
             .map(|_| visibility.walker_reads(cpu, A, 9, &mut random))
@@ -348,13 +366,13 @@ mod tests {
         let mut visibility = Visibility::new(2);
         visibility.wrote(0, A, 7, false);
         visibility.wrote(0, A, 8, false);
-        assert_eq!(readable(&visibility, 1), [7, 8, 9]);
-        assert_eq!(readable(&visibility, 0), [7, 8, 9]);
+        assert_eq!(readable(&mut visibility, 1), [7, 8, 9]);
+        assert_eq!(readable(&mut visibility, 0), [7, 8, 9]);
         visibility.complete(0, CpuSet::one(0));
-        assert_eq!(readable(&visibility, 0), [9]);
-        assert_eq!(readable(&visibility, 1), [7, 8, 9]);
+        assert_eq!(readable(&mut visibility, 0), [9]);
+        assert_eq!(readable(&mut visibility, 1), [7, 8, 9]);
         visibility.complete(0, CpuSet::first(2));
-        assert_eq!(readable(&visibility, 1), [9]);
+        assert_eq!(readable(&mut visibility, 1), [9]);
         assert!(visibility.overwritten.is_empty());
     }
 
@@ -363,7 +381,7 @@ mod tests {
         let mut visibility = Visibility::new(2);
         visibility.wrote(0, A, 8, false);
         visibility.complete(1, CpuSet::first(2));
-        assert_eq!(readable(&visibility, 1), [8, 9]);
+        assert_eq!(readable(&mut visibility, 1), [8, 9]);
     }
 
     #[test]
@@ -375,7 +393,20 @@ mod tests {
         visibility.unlocked(1, 6);
         visibility.locked(2, 6);
         visibility.complete(2, CpuSet::first(3));
-        assert_eq!(readable(&visibility, 0), [9]);
+        assert_eq!(readable(&mut visibility, 0), [9]);
+    }
+
+    #[test]
+    fn a_walker_that_finds_what_was_released_finds_what_came_before() {
+        for (release, expected) in [(false, vec![8, 9]), (true, vec![9])] {
+            let mut visibility = Visibility::new(2);
+            visibility.wrote(0, A, 8, false);
+            visibility.wrote(0, B, 0, release);
+            let random = &mut Random::new(1);
+            while visibility.walker_reads(1, B, 5, random) != 5 {}
+            assert_eq!(readable(&mut visibility, 1), expected, "release: {release}");
+            assert_eq!(readable(&mut visibility, 0), [8, 9]);
+        }
     }
 
     #[test]
@@ -386,7 +417,7 @@ mod tests {
             visibility.wrote(0, B, 0, release);
             visibility.read(1, B);
             visibility.complete(1, CpuSet::first(2));
-            assert_eq!(readable(&visibility, 1), expected, "release: {release}");
+            assert_eq!(readable(&mut visibility, 1), expected, "release: {release}");
             assert_eq!(
                 visibility
                     .overwritten

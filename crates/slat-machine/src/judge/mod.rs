@@ -140,10 +140,17 @@ impl Judge {
     /// or what it said before, as long as that is not forgotten. If not, hardware does more than
     /// the judge takes it to do, and its verdict is worth nothing.
     pub fn expects(&self, event: &Event) -> bool {
-        let Event::Cached { entry, value, .. } = event else {
+        let Event::Cached {
+            vm,
+            bytes,
+            entry,
+            value,
+            ..
+        } = event
+        else {
             return true;
         };
-        if self.residues.read_from(entry.0) {
+        if self.residues.read_from(entry.0) || self.is_absence(*vm, *bytes, *value) {
             return true;
         }
         let table = self.tables.containing(entry.0);
@@ -158,6 +165,17 @@ impl Judge {
             Descriptor::Invalid | Descriptor::Reserved(_) => None,
         };
         says(*value).is_some_and(|said| says(current.raw) == Some(said))
+    }
+
+    /// Whether this is an entry that translates nothing, on an architecture that caches those. Who
+    /// has cached one faults where it need not, and reaches nothing that it must not.
+    fn is_absence(&self, vm: Vm, bytes: u64, value: u64) -> bool {
+        self.architecture(vm).is_some_and(|architecture| {
+            let mut levels = architecture.levels().iter();
+            let level = levels.position(|shape| 1 << shape.shift == bytes);
+            let decoded = level.map(|level| architecture.decode(level, value));
+            architecture.caches_invalid() && decoded == Some(Descriptor::Invalid)
+        })
     }
 
     fn happened(&mut self, did: Did, event: &Event) -> Judged {
