@@ -53,17 +53,25 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     pub(crate) fn run_at(&self, place: &Place, gpa: Gpa) -> Option<Run> {
         let Place { entry, level, raw } = *place;
         let alone = self.geometry.block(level, gpa)?;
-        let range = match self.geometry.run_bytes(level) {
-            Some(bytes) if self.is_in_run(level, raw) => GpaRange::block_around(gpa, bytes)?,
-            _ => alone,
+        let bytes = match self.geometry.run_bytes(level) {
+            Some(bytes) if self.is_in_run(level, raw) => bytes,
+            _ => {
+                return Some(Run {
+                    range: alone,
+                    level,
+                    first: entry,
+                    entries: 1,
+                });
+            }
         };
+        let range = GpaRange::block_around(gpa, bytes)?;
         let shift = self.geometry.shape(level).shift;
         let before = (alone.start().raw() - range.start().raw()) >> shift;
         Some(Run {
             range,
             level,
             first: Hpa::new(entry.raw() - before * F::ENTRY_BYTES),
-            entries: range.bytes() >> shift,
+            entries: bytes >> shift,
         })
     }
 

@@ -251,27 +251,29 @@ fn plan(
         page: geometry.entry_bytes(Level::PAGE),
     };
     let shown = slot.gpa_of(&page.block).ok_or(too_small)?;
-    let mut fitting = geometry
-        .leaf_sizes()
-        .filter(|(_, bytes)| !slot.logs_dirty() || *bytes == geometry.entry_bytes(Level::PAGE))
-        .filter_map(|(level, bytes)| Some((level, GpaRange::block_around(gpa, bytes)?)))
-        .filter(|(level, block)| {
-            let is_page = block.bytes() == geometry.entry_bytes(*level) && *level == Level::PAGE;
-            let aligned = || hpa_of(slot, page, block.start()).is_aligned(block.bytes());
-            shown.covers(block) && (is_page || aligned())
-        });
-    let (level, leaf) = fitting.next().ok_or(too_small)?;
-    let range = if level == Level::PAGE && request.reach == Reach::Run {
-        as_far_as_alike(geometry, request, page, &shown, &leaf)
-    } else {
-        leaf
-    };
-    Ok(Plan {
-        range,
-        level,
-        leaf: leaf.bytes(),
-        hpa: hpa_of(slot, page, range.start()),
-    })
+    for (level, bytes) in geometry.leaf_sizes() {
+        let is_page = bytes == geometry.entry_bytes(Level::PAGE);
+        let leaf = match GpaRange::block_around(gpa, bytes) {
+            Some(leaf) if is_page || !slot.logs_dirty() => leaf,
+            _ => continue,
+        };
+        // Host memory that a page of the format is not aligned with is refused when encoded.
+        let aligned = is_page || hpa_of(slot, page, leaf.start()).is_aligned(bytes);
+        if shown.covers(&leaf) && aligned {
+            let range = if level == Level::PAGE && request.reach == Reach::Run {
+                as_far_as_alike(geometry, request, page, &shown, &leaf)
+            } else {
+                leaf
+            };
+            return Ok(Plan {
+                range,
+                level,
+                leaf: bytes,
+                hpa: hpa_of(slot, page, range.start()),
+            });
+        }
+    }
+    Err(too_small)
 }
 
 /// `leaf` and those of its size behind it: to where its span, or what the host shows, ends, or a

@@ -11,5 +11,6 @@ mod odd;
 mod operations;
 mod properties;
 mod removing;
+mod runs;
 mod setup;
 mod threads;

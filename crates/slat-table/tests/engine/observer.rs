@@ -183,11 +183,16 @@ impl<F: Format> Observer<F> {
     }
 
     fn written(&mut self, entry: u64, old: u64, new: u64) -> Option<GpaRange> {
-        let known = self.memory.insert(entry, new).unwrap_or(0);
-        assert_eq!(known, old, "the journal misses a write to {entry:#x}");
+        let known = self.memory.insert(entry, new);
+        assert_eq!(
+            known.unwrap_or(0),
+            old,
+            "the journal misses a write to {entry:#x}"
+        );
         let (level, range) = self.entry(entry)?;
         self.written.insert(entry);
-        let was = self.decode(level, old);
+        // The root is filled with empty entries before any CPU knows of it.
+        let was = known.map_or(Entry::Empty, |old| self.decode(level, old));
         let now = self.decode(level, new);
         match (was, now) {
             (Entry::Empty, Entry::Empty) => {}
@@ -359,7 +364,7 @@ impl<F: Format> Observer<F> {
     }
 
     /// Replaces an entry as the hardware would when it notes something in it.
-    pub(crate) fn write(&self, machine: &Machine, entry: u64, old: u64, new: u64) {
+    pub(crate) fn write(machine: &Machine, entry: u64, old: u64, new: u64) {
         let entry = Hpa::new(entry);
         let word = |value| u32::try_from(in_order::<F>(value)).expect("an entry of four bytes");
         let written = if F::ENTRY_BYTES == 4 {
