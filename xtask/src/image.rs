@@ -5,6 +5,8 @@
 //! 64-byte header. The linker makes an ELF file, so its loadable segments are laid out here by
 //! their physical addresses, with zeroes between them.
 
+use core::ops::Range;
+
 use anyhow::{Context as _, Result, anyhow, ensure};
 use object::Endianness;
 use object::elf::PT_LOAD;
@@ -15,11 +17,17 @@ const LARGEST: u64 = 256 << 20;
 
 /// Lays out the loadable segments of the ELF file `elf` from the lowest physical address on.
 pub(crate) fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
+    lay_out(elf, 0..u64::MAX)
+}
+
+/// The same for the segments that begin at physical addresses in `range`.
+pub(crate) fn lay_out(elf: &[u8], range: Range<u64>) -> Result<Vec<u8>> {
     let file = ElfFile64::<Endianness>::parse(elf).context("not a 64-bit ELF file")?;
     let endian = file.endian();
     let mut segments = Vec::new();
     for header in file.elf_program_headers() {
-        if header.p_type(endian) == PT_LOAD && header.p_filesz(endian) > 0 {
+        let loaded = header.p_type(endian) == PT_LOAD && header.p_filesz(endian) > 0;
+        if loaded && range.contains(&header.p_paddr(endian)) {
             let data = header
                 .data(endian, elf)
                 .map_err(|()| anyhow!("a segment lies outside the file"))?;
@@ -50,7 +58,7 @@ pub(crate) fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
 
 /// Checks that `image` begins with the arm64 boot header.
 pub(crate) fn check(image: &[u8]) -> Result<()> {
-    const MAGIC: core::ops::Range<usize> = 56..60;
+    const MAGIC: Range<usize> = 56..60;
     ensure!(
         image.get(MAGIC) == Some(b"ARM\x64"),
         "it has no arm64 Image header (an uncompressed or gzip-compressed arm64 Image is needed)"

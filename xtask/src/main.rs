@@ -3,8 +3,9 @@
 //! `boot` boots an unmodified Linux on the bare-metal hypervisor and prints the memory report;
 //! `test` runs every check that the project has, those boots included; `omissions` leaves out one
 //! rule of the protocol at a time and expects a test to notice; `mutants` plants a bug at a time and
-//! expects the rig to catch it; `soak` runs the rig for as long as asked; `fuzz` runs the fuzz
-//! targets; `bench` counts instructions; `sanitize` runs the tests under the sanitizers. Each of them finds or installs what it
+//! expects the rig to catch it; `soak` runs the rig for as long as asked; `oracle` lets the MMUs of
+//! emulators judge our tables; `fuzz` runs the fuzz targets; `bench` counts instructions;
+//! `sanitize` runs the tests under the sanitizers. Each of them finds or installs what it
 //! needs and says so. What they make goes below the target directory and nowhere else.
 //!
 //! The modules follow a boot: [`host`] and [`toolchain`] see to the programs that are needed,
@@ -29,6 +30,7 @@ mod machine;
 mod mutants;
 mod nightly;
 mod omissions;
+mod oracle;
 mod report;
 mod sanitize;
 mod second_opinion;
@@ -65,6 +67,8 @@ enum Command {
     Mutants(mutants::Options),
     /// Run the whole stack on the machine model, seed after seed
     Soak(soak::Options),
+    /// Let emulated MMUs judge our tables
+    Oracle(oracle::Options),
     /// Run the fuzz targets
     Fuzz(fuzz::Options),
     /// Count what the engine's operations cost, in instructions
@@ -86,6 +90,9 @@ fn main() -> ExitCode {
                 return mutants::run(&workspace, options, &Journal::Terminal);
             }
             Command::Soak(options) => soak::run(&workspace, options, &Journal::Terminal)?,
+            Command::Oracle(options) => {
+                return oracle::run(&workspace, options, &Journal::Terminal);
+            }
             Command::Fuzz(options) => fuzz::run(&workspace, options, &Journal::Terminal)?,
             Command::Bench(options) => {
                 bench::run(&workspace, options, &Journal::Terminal)?;

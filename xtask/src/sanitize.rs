@@ -136,7 +136,7 @@ fn thread(workspace: &Workspace, journal: &Journal) -> Result<()> {
         return journal.run(&mut command);
     }
     journal.say("rustup has no library sources for nightly; using Debian's compiler");
-    debian_sources(journal)?;
+    debian_sources(&host_target()?, journal)?;
     if find_program("ld.lld").is_none() {
         host::install(&["lld"], journal)?;
     }

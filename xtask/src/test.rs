@@ -18,6 +18,7 @@ use crate::boots;
 use crate::journal::Journal;
 use crate::mutants;
 use crate::omissions;
+use crate::oracle;
 use crate::soak;
 use crate::toolchain::BareMetal;
 use crate::workspace::Workspace;
@@ -102,6 +103,7 @@ impl Log {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     let kits = boots::Kits::new(workspace);
     let mut checks = code_checks(workspace);
+    checks.extend(oracle::checks(workspace));
     checks.extend(boots::checks(&kits, options));
     if !options.only.is_empty() {
         checks.retain(|check| options.only.iter().any(|word| check.name.contains(word)));
@@ -278,7 +280,7 @@ fn lint_bare_metal(workspace: &Workspace, log: &Log) -> Result<String> {
     const PACKAGES: [&str; 2] = ["--package=slat-hypervisor", "--package=slat-agent"];
     let bare_metal = BareMetal::find_or_install(&log.journal)?;
     let (mut command, detail) = match bare_metal {
-        BareMetal::Installed => {
+        BareMetal::Installed { .. } => {
             let mut command = bare_metal.cargo(workspace, "clippy", "bare-metal");
             command.args(PACKAGES).args(["--", "-D", "warnings"]);
             (command, String::new())

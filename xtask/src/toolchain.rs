@@ -1,9 +1,10 @@
-//! The compiler for bare-metal arm64.
+//! The compiler for machines without an operating system.
 //!
 //! Hypervisor and guest agent are built for `aarch64-unknown-none-softfloat`: without it the
-//! compiler would use floating-point registers, and those are the guest's. Three ways lead there,
-//! tried in this order: the target is installed beside the compiler in use; rustup installs it;
-//! or Debian's `rustc-web`, whose package brings the library's sources, builds the library too.
+//! compiler would use floating-point registers, and those are the guest's. Oracles have targets of
+//! their own. Three ways lead to a target, tried in this order: it is installed beside the compiler
+//! in use; rustup installs it; or Debian's `rustc-web`, whose package brings the library's sources,
+//! builds the library too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,45 +15,55 @@ use crate::host::{self, Family, find_program};
 use crate::journal::{Journal, capture};
 use crate::workspace::{Workspace, cargo};
 
-/// The target that everything without an operating system below is built for.
+/// The target that the hypervisor and what belongs to it are built for.
 pub(crate) const TARGET: &str = "aarch64-unknown-none-softfloat";
 
 /// The oldest compiler that builds the project, as (major, minor).
 const OLDEST: (u32, u32) = (1, 95);
 
-/// A compiler that can build for [`TARGET`].
+/// A compiler that can build for a target without an operating system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BareMetal {
     /// The toolchain that runs us has the target.
-    Installed,
+    Installed {
+        /// The target.
+        target: &'static str,
+    },
     /// Debian's compiler in `/usr/bin`, which builds the library from its sources.
     DebianSources {
+        /// The target.
+        target: &'static str,
         /// The linker, which that compiler does not bring.
         linker: PathBuf,
     },
 }
 
 impl BareMetal {
-    /// Finds a toolchain, or installs one and says so.
+    /// Finds a toolchain for [`TARGET`], or installs one and says so.
     pub(crate) fn find_or_install(journal: &Journal) -> Result<Self> {
-        if is_installed(TARGET)? {
-            return Ok(Self::Installed);
+        Self::for_target(TARGET, journal)
+    }
+
+    /// Finds a toolchain for `target`, or installs one and says so.
+    pub(crate) fn for_target(target: &'static str, journal: &Journal) -> Result<Self> {
+        if is_installed(target)? {
+            return Ok(Self::Installed { target });
         }
         if find_program("rustup").is_some() {
             let mut command = Command::new("rustup");
-            command.args(["target", "add", TARGET]);
+            command.args(["target", "add", target]);
             journal.say(format_args!(
-                "installing the compiler's target: rustup target add {TARGET}"
+                "installing the compiler's target: rustup target add {target}"
             ));
             match journal.run(&mut command) {
-                Ok(()) if is_installed(TARGET)? => return Ok(Self::Installed),
+                Ok(()) if is_installed(target)? => return Ok(Self::Installed { target }),
                 Ok(()) => journal.say("rustup succeeded, but for another toolchain"),
                 Err(error) => journal.say(format_args!("{error:#}")),
             }
         }
-        debian_sources(journal)?;
+        debian_sources(target, journal)?;
         let linker = lld(journal)?;
-        Ok(Self::DebianSources { linker })
+        Ok(Self::DebianSources { target, linker })
     }
 
     /// `cargo SUBCOMMAND` for the bare-metal target, with its output in its own directory below
@@ -64,19 +75,21 @@ impl BareMetal {
         directory: &str,
     ) -> Command {
         let mut command = match self {
-            Self::Installed => Command::new(cargo()),
-            Self::DebianSources { linker } => {
+            Self::Installed { .. } => Command::new(cargo()),
+            Self::DebianSources { target, linker } => {
                 let mut command = Command::new(DEBIAN_CARGO);
+                let target = target.to_ascii_uppercase().replace('-', "_");
                 command
                     .env("RUSTC", DEBIAN_RUSTC)
                     .env("RUSTC_BOOTSTRAP", "1")
-                    .env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_LINKER", linker);
+                    .env(format!("CARGO_TARGET_{target}_LINKER"), linker);
                 command
             }
         };
+        let (Self::Installed { target } | Self::DebianSources { target, .. }) = self;
         command
             .current_dir(&workspace.root)
-            .args([subcommand, "--release", "--target", TARGET, "--target-dir"])
+            .args([subcommand, "--release", "--target", target, "--target-dir"])
             .arg(workspace.target.join(directory));
         if matches!(self, Self::DebianSources { .. }) {
             command.arg("-Zbuild-std=core,alloc");
@@ -113,8 +126,9 @@ pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 /// The standard library's sources for it.
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 
-/// Sees to it that Debian's compiler is there, new enough and with its sources.
-pub(crate) fn debian_sources(journal: &Journal) -> Result<()> {
+/// Sees to it that Debian's compiler is there, new enough and with its sources, to build for
+/// `target`.
+pub(crate) fn debian_sources(target: &str, journal: &Journal) -> Result<()> {
     const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
     let ready = || {
         Path::new(DEBIAN_CARGO).is_file()
@@ -134,11 +148,11 @@ pub(crate) fn debian_sources(journal: &Journal) -> Result<()> {
             let (major, minor) = OLDEST;
             bail!(
                 "Debian's rustc-web is older than {major}.{minor} here; {}",
-                by_hand()
+                by_hand(target)
             )
         }
         Family::Ubuntu | Family::Other => {
-            bail!("the compiler has no target {TARGET}; {}", by_hand())
+            bail!("the compiler has no target {target}; {}", by_hand(target))
         }
     }
 }
@@ -169,8 +183,8 @@ pub(crate) fn host_target() -> Result<String> {
 }
 
 /// What a user can do about a missing target.
-fn by_hand() -> String {
-    format!("install Rust with rustup, then run:\n  rustup target add {TARGET}")
+fn by_hand(target: &str) -> String {
+    format!("install Rust with rustup, then run:\n  rustup target add {target}")
 }
 
 /// The version in `rustc 1.96.0 (...)`, as (major, minor).

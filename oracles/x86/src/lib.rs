@@ -1,0 +1,33 @@
+//! What the x86 payloads share.
+//!
+//! [`start`] is firmware and start-up code in one: the emulator loads the image to 1 MiB and the
+//! ROM below 4 GiB, and `main` begins in 64-bit mode with the lowest 4 GiB mapped one to one.
+//! [`cpu`] wraps the instructions that have no name in Rust, [`guest`] is what the guest needs to
+//! run.
+
+#![no_std]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "pointers have 64 bits, and registers are split into halves on purpose"
+)]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "steps of one sequence on the CPU are justified together"
+)]
+
+pub mod cpu;
+pub mod guest;
+pub mod start;
+
+use slat_oracle_bare::Memory;
+
+/// The machine's memory.
+// SAFETY: the lowest 4 GiB are mapped one to one, and who writes scripts knows that the second MiB
+// is ours.
+pub const MEMORY: Memory = unsafe { Memory::new() };
+
+/// The script, at the start of a ROM that ends with our own. `xtask/src/oracle/x86.rs` knows the
+/// place too.
+pub fn script() -> &'static [u8] {
+    MEMORY.script(0xffe0_0000, 0x1f_0000)
+}
