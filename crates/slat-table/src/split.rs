@@ -47,7 +47,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             let Some(run) = self.table.run_at(&place, todo.start()) else {
                 break;
             };
-            if !run.is_alone() {
+            if !run.is_alone() && place.level >= to {
                 self.cover(&run.range);
                 self.break_run(&run, None, &mut owed);
                 continue;
