@@ -10,7 +10,8 @@
 //! with each Arm bug are shown to it too, see [`second_opinion`](crate::second_opinion).
 //!
 //! The file begins with a table `[test]`, the test that has to catch each bug: `package`,
-//! `target` and (optional) `filter`, `profile` and `arguments` for the test program. Each bug is a table `[[mutant]]`:
+//! `target` and (optional) `filter`, `profile`, `arguments` for the test program and `formats`, those
+//! for which the rig draws its plans. Each bug is a table `[[mutant]]`:
 //!
 //! * `name`: a short name for `--only`;
 //! * `what`: what is wrong, in a few words;
@@ -19,6 +20,8 @@
 //! * `arm` (optional): whether the bug is one of an Arm instruction sequence;
 //! * `hangs` (optional): whether a test that never ends has caught it too, as nothing else can
 //!   come of a guest that waits for ever;
+//! * `formats` (optional): formats on each of which the test of the table `[formats]`, with the same
+//!   fields as `[test]`, has to catch the bug;
 //! * `test` (optional): another test than that of the file, with the same fields.
 
 use core::fmt::{self, Display};
@@ -58,12 +61,14 @@ pub(crate) struct Options {
 #[serde(deny_unknown_fields)]
 struct List {
     test: Test,
+    /// The test of bugs that name formats.
+    formats: Option<Test>,
     #[serde(default)]
     mutant: Vec<Mutant>,
 }
 
 /// A bug to plant.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mutant {
     name: String,
@@ -74,6 +79,8 @@ struct Mutant {
     arm: bool,
     #[serde(default)]
     hangs: bool,
+    #[serde(default)]
+    formats: Vec<String>,
     test: Option<Test>,
 }
 
@@ -229,7 +236,27 @@ fn read_list(root: &Path, only: &[String]) -> Result<List> {
     list.mutant
         .retain(|mutant| only.is_empty() || only.contains(&mutant.name));
     ensure!(!list.mutant.is_empty(), "{} lists no bug", file.display());
+    let mutants = core::mem::take(&mut list.mutant);
+    list.mutant = on_each_format(mutants, list.formats.as_ref())?;
     Ok(list)
+}
+
+/// A bug that names formats becomes one for each of them, with `test` on that format.
+fn on_each_format(mutants: Vec<Mutant>, test: Option<&Test>) -> Result<Vec<Mutant>> {
+    let mut all = Vec::new();
+    for mutant in mutants {
+        if mutant.formats.is_empty() {
+            all.push(mutant);
+            continue;
+        }
+        let test = test.context("a bug names formats, but there is no table `[formats]`")?;
+        all.extend(mutant.formats.iter().map(|format| Mutant {
+            name: format!("{} ({format})", mutant.name),
+            test: Some(test.on(format)),
+            ..mutant.clone()
+        }));
+    }
+    Ok(all)
 }
 
 fn judge(trial: Trial, hangs: bool) -> Verdict {

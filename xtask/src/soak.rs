@@ -13,11 +13,15 @@ use crate::workspace::Workspace;
 /// Options of `cargo xtask soak`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// The format of the guest's tables, or `all`, which then take turns
+    #[arg(long, value_name = "NAME")]
+    format: Option<String>,
+
     /// How long to go on
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
 
-    /// Stop after so many steps of the machine, all runs together
+    /// Stop after so many steps of the machine, all runs of a format together
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
 
@@ -42,6 +46,7 @@ impl Options {
     /// So many seconds of seeds from the first on.
     pub(crate) const fn lasting(seconds: u64) -> Self {
         Self {
+            format: None,
             seconds,
             steps: None,
             seeds: None,
@@ -65,6 +70,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, journal: &Journal) -
 /// The program's own options.
 fn passed_on(options: &Options) -> Vec<String> {
     let Options {
+        format,
         seconds,
         steps,
         seeds,
@@ -72,7 +78,7 @@ fn passed_on(options: &Options) -> Vec<String> {
         seed,
         jobs,
     } = options;
-    let given = [
+    let numbers = [
         ("--seconds", &Some(*seconds)),
         ("--steps", steps),
         ("--seeds", seeds),
@@ -80,11 +86,13 @@ fn passed_on(options: &Options) -> Vec<String> {
         ("--seed", seed),
         ("--jobs", jobs),
     ];
-    given
+    let numbers = numbers
         .into_iter()
-        .filter_map(|(name, value)| Some([name.to_owned(), value.as_ref()?.to_string()]))
-        .flatten()
-        .collect()
+        .filter_map(|(name, value)| Some([name.to_owned(), value.as_ref()?.to_string()]));
+    let format = format
+        .iter()
+        .map(|name| ["--format".to_owned(), name.clone()]);
+    format.chain(numbers).flatten().collect()
 }
 
 #[cfg(test)]
@@ -94,6 +102,7 @@ mod tests {
     #[test]
     fn only_what_was_given_is_passed_on() {
         let options = Options {
+            format: Some("ept-4".into()),
             seconds: 5,
             steps: None,
             seeds: Some(7),
@@ -101,7 +110,7 @@ mod tests {
             seed: None,
             jobs: Some(2),
         };
-        let expected = ["--seconds", "5", "--seeds", "7", "--jobs", "2"];
-        assert_eq!(passed_on(&options), expected);
+        let expected = "--format ept-4 --seconds 5 --seeds 7 --jobs 2";
+        assert_eq!(passed_on(&options).join(" "), expected);
     }
 }

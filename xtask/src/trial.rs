@@ -48,6 +48,19 @@ pub(crate) struct Test {
     /// soon as its test has failed.
     #[serde(default)]
     arguments: Vec<String>,
+    /// The formats for which the rig draws plans; all if none is named.
+    #[serde(default)]
+    formats: Vec<String>,
+}
+
+impl Test {
+    /// The same on one format.
+    pub(crate) fn on(&self, format: &str) -> Self {
+        Self {
+            formats: vec![format.to_owned()],
+            ..self.clone()
+        }
+    }
 }
 
 /// How a test ended.
@@ -209,6 +222,7 @@ impl Copy {
             command
                 .args(&test.filter)
                 .args(&test.arguments)
+                .envs(formats(test))
                 .envs(search.map(|time| ("SLAT_RIG_SECONDS", search_seconds(time))))
                 .current_dir(&self.source);
             let limit = self.limit.saturating_sub(start.elapsed());
@@ -318,6 +332,12 @@ fn run_program(
         Some(_) => Ending::Failed(failed_tests(&text)),
     };
     Ok((ending, text))
+}
+
+/// What tells the rig its formats.
+fn formats(test: &Test) -> Option<(&'static str, String)> {
+    let named = !test.formats.is_empty();
+    named.then(|| ("SLAT_RIG_FORMATS", test.formats.join(",")))
 }
 
 /// What is left of a test's time for searching, the rest being for what it does anyway.
@@ -446,6 +466,7 @@ mod tests {
             loom: false,
             profile: None,
             arguments: Vec::new(),
+            formats: Vec::new(),
         }
     }
 
