@@ -20,12 +20,13 @@ mod vmx;
 
 use core::panic::PanicInfo;
 
+use slat_oracle_physical as physical;
 use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::payload::{self, Machine};
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
 use slat_oracle_x86::cpu::{self, Console};
 use slat_oracle_x86::guest::{GuestPage, LOAD_AT, STORE_AT};
-use slat_oracle_x86::{MEMORY, script};
+use slat_oracle_x86::script;
 
 use crate::vmx::{DEBUG_EXCEPTION, EXIT_EXCEPTION, EXIT_HLT, Exit, FLAGS, FLAGS_TRAP, Vmx};
 
@@ -36,15 +37,18 @@ struct Oracle {
 
 impl Machine for Oracle {
     fn fill(&mut self, at: u64, bytes: u64, word: u64) {
-        MEMORY.fill(at, bytes, word);
+        // SAFETY: the script fills only memory that it has for itself.
+        unsafe { physical::fill(at, bytes, word) }
     }
 
     fn copy(&mut self, at: u64, bytes: &[u8]) {
-        MEMORY.copy(at, bytes);
+        // SAFETY: as above.
+        unsafe { physical::copy(at, bytes) }
     }
 
     fn peek(&mut self, at: u64) -> u64 {
-        MEMORY.peek(at)
+        // SAFETY: the script looks only at memory that is there.
+        unsafe { physical::peek(at) }
     }
 
     fn enter(&mut self, regime: &Regime) {
@@ -54,7 +58,8 @@ impl Machine for Oracle {
             // SAFETY: the payload is for CPUs with VMX, and this is done once.
             None => unsafe { Vmx::new() },
         };
-        let page = GuestPage::new(regime.code_hpa, regime.code_gpa);
+        // SAFETY: the script names memory that is free for the guest.
+        let page = unsafe { GuestPage::new(regime.code_hpa, regime.code_gpa) };
         // SAFETY: the script's tables show the guest only memory that the script names.
         unsafe { vmx.load(ept_pointer, page.cr3()) };
         self.guest = Some((vmx, page));

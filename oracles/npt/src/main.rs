@@ -7,22 +7,25 @@
 
 #![no_std]
 #![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "a limit of 16 bits")]
 #![expect(
     clippy::multiple_unsafe_ops_per_block,
     reason = "steps of one sequence on the CPU are justified together"
 )]
 
+mod debug;
 mod svm;
 
 use core::panic::PanicInfo;
 
+use slat_oracle_physical as physical;
 use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::payload::{self, Machine};
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
 use slat_oracle_x86::cpu::{self, Console};
 use slat_oracle_x86::guest::{GuestPage, LOAD_AT, STORE_AT};
+use slat_oracle_x86::script;
 use slat_oracle_x86::start::walk_levels;
-use slat_oracle_x86::{MEMORY, script};
 
 use crate::svm::{EXIT_DEBUG, EXIT_HLT, Exit, FLAGS, FLAGS_TRAP, Guest};
 
@@ -32,22 +35,26 @@ struct Oracle {
 
 impl Machine for Oracle {
     fn fill(&mut self, at: u64, bytes: u64, word: u64) {
-        MEMORY.fill(at, bytes, word);
+        // SAFETY: the script fills only memory that it has for itself.
+        unsafe { physical::fill(at, bytes, word) }
     }
 
     fn copy(&mut self, at: u64, bytes: &[u8]) {
-        MEMORY.copy(at, bytes);
+        // SAFETY: as above.
+        unsafe { physical::copy(at, bytes) }
     }
 
     fn peek(&mut self, at: u64) -> u64 {
-        MEMORY.peek(at)
+        // SAFETY: the script looks only at memory that is there.
+        unsafe { physical::peek(at) }
     }
 
     fn enter(&mut self, regime: &Regime) {
         let [nested_cr3, levels, ..] = regime.registers;
         // SAFETY: the script asks for 5 levels only of a CPU that has them.
         unsafe { walk_levels(levels) };
-        let page = GuestPage::new(regime.code_hpa, regime.code_gpa);
+        // SAFETY: the script names memory that is free for the guest.
+        let page = unsafe { GuestPage::new(regime.code_hpa, regime.code_gpa) };
         // SAFETY: the script's tables show the guest only memory that the script names; there is
         // one guest at a time.
         let guest = unsafe { Guest::new(nested_cr3, page.cr3()) };
@@ -79,6 +86,7 @@ impl Machine for Oracle {
 
 #[unsafe(no_mangle)]
 extern "C" fn main() -> ! {
+    debug::ignore_exceptions();
     payload::carry_out(script(), &mut Oracle { guest: None }, &mut Console::open());
     cpu::power_off()
 }

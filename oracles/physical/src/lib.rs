@@ -6,6 +6,9 @@
 
 #![no_std]
 
+#[cfg(target_os = "linux")]
+mod hosted;
+
 use core::ptr;
 use core::slice;
 

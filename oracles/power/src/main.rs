@@ -25,7 +25,7 @@ use core::fmt;
 use core::panic::PanicInfo;
 use core::ptr::with_exposed_provenance_mut as pointer;
 
-use slat_oracle_bare::Memory;
+use slat_oracle_physical as physical;
 use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::payload::{self, Machine};
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
@@ -34,16 +34,11 @@ use crate::radix::{Exit, Guest, SYSTEM_CALL};
 
 /// Where the emulator loads the script, and how much memory is there for it; QEMU puts the device
 /// tree to 16 MiB. `xtask/src/oracle/power.rs` knows the place too.
-const SCRIPT: u64 = 0x200_0000;
+const SCRIPT: usize = 0x200_0000;
 const SCRIPT_BYTES: usize = 0xdf0_0000;
 
 /// The serial port's data register: on the LPC bus of the machine's first chip.
 const SERIAL_PORT: u64 = 0x6_0300_0000_0000 + 0xd001_0000 + 0x3f8;
-
-/// The machine's memory.
-// SAFETY: the image ends below the script, whose writer knows what memory is free, and real mode
-// addresses memory one to one.
-const MEMORY: Memory = unsafe { Memory::new() };
 
 /// The serial port.
 struct Console;
@@ -64,15 +59,18 @@ struct Oracle {
 
 impl Machine for Oracle {
     fn fill(&mut self, at: u64, bytes: u64, word: u64) {
-        MEMORY.fill(at, bytes, word);
+        // SAFETY: the script fills only memory that it has for itself.
+        unsafe { physical::fill(at, bytes, word) }
     }
 
     fn copy(&mut self, at: u64, bytes: &[u8]) {
-        MEMORY.copy(at, bytes);
+        // SAFETY: as above.
+        unsafe { physical::copy(at, bytes) }
     }
 
     fn peek(&mut self, at: u64) -> u64 {
-        MEMORY.peek(at)
+        // SAFETY: the script looks only at memory that is there.
+        unsafe { physical::peek(at) }
     }
 
     fn enter(&mut self, regime: &Regime) {
@@ -106,7 +104,8 @@ impl Machine for Oracle {
 
 #[unsafe(no_mangle)]
 extern "C" fn main() -> ! {
-    let script = MEMORY.script(SCRIPT, SCRIPT_BYTES);
+    // SAFETY: this memory is the script's alone.
+    let script = unsafe { physical::script(SCRIPT, SCRIPT_BYTES) };
     payload::carry_out(script, &mut Oracle { guest: None }, &mut Console);
     stop()
 }

@@ -48,6 +48,7 @@ vector 0x400                        # instruction storage
 vector 0x480                        # instruction segment
 vector 0x600                        # alignment
 vector 0x700                        # program
+vector 0x980                        # hypervisor decrementer
 vector 0xc00                        # system call
 vector 0xe00                        # hypervisor data storage
 vector 0xe20                        # hypervisor instruction storage

@@ -21,7 +21,7 @@ mod dat;
 
 use core::panic::PanicInfo;
 
-use slat_oracle_bare::Memory;
+use slat_oracle_physical as physical;
 use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::payload::{self, Machine};
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
@@ -31,13 +31,8 @@ use crate::dat::{Exit, Spaces, stop};
 
 /// Where the emulator loads the script, and how much memory is there for it.
 /// `xtask/src/oracle/s390.rs` knows the place too.
-const SCRIPT: u64 = 0x100_0000;
+const SCRIPT: usize = 0x100_0000;
 const SCRIPT_BYTES: usize = 0xf00_0000;
-
-/// The machine's memory.
-// SAFETY: the image ends below the script, whose writer knows what memory is free, and in real mode
-// addresses are those of memory, but for the first two pages, which nobody names.
-const MEMORY: Memory = unsafe { Memory::new() };
 
 struct Oracle {
     spaces: Option<Spaces>,
@@ -45,15 +40,18 @@ struct Oracle {
 
 impl Machine for Oracle {
     fn fill(&mut self, at: u64, bytes: u64, word: u64) {
-        MEMORY.fill(at, bytes, word);
+        // SAFETY: the script fills only memory that it has for itself.
+        unsafe { physical::fill(at, bytes, word) }
     }
 
     fn copy(&mut self, at: u64, bytes: &[u8]) {
-        MEMORY.copy(at, bytes);
+        // SAFETY: as above.
+        unsafe { physical::copy(at, bytes) }
     }
 
     fn peek(&mut self, at: u64) -> u64 {
-        MEMORY.peek(at)
+        // SAFETY: the script looks only at memory that is there.
+        unsafe { physical::peek(at) }.to_le()
     }
 
     fn enter(&mut self, regime: &Regime) {
@@ -85,7 +83,8 @@ impl Machine for Oracle {
 
 #[unsafe(no_mangle)]
 extern "C" fn main() -> ! {
-    let script = MEMORY.script(SCRIPT, SCRIPT_BYTES);
+    // SAFETY: this memory is the script's alone.
+    let script = unsafe { physical::script(SCRIPT, SCRIPT_BYTES) };
     payload::carry_out(script, &mut Oracle { spaces: None }, &mut Console::new());
     stop()
 }

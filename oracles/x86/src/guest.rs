@@ -7,7 +7,7 @@
 //! the page to the guest, at virtual address 0; entries 1 and 2 are a window of two pages that is
 //! moved to wherever the next access goes. The program lies in the page's upper half.
 
-use crate::MEMORY;
+use slat_oracle_physical as physical;
 
 const PAGE: u64 = 4096;
 
@@ -34,7 +34,11 @@ pub struct GuestPage {
 
 impl GuestPage {
     /// Fills the page, which the host has at `host` and the guest sees at `guest`.
-    pub fn new(host: u64, guest: u64) -> Self {
+    ///
+    /// # Safety
+    ///
+    /// The page at `host` is memory that nothing else uses for as long as this value lives.
+    pub unsafe fn new(host: u64, guest: u64) -> Self {
         let page = Self { host, guest };
         page.write(0, guest | ENTRY);
         page.write(LOAD_AT, LOAD);
@@ -57,6 +61,7 @@ impl GuestPage {
     }
 
     fn write(&self, offset: u64, value: u64) {
-        MEMORY.write(self.host + offset, value);
+        // SAFETY: by the promise made to `new`.
+        unsafe { physical::fill(self.host + offset, 8, value) }
     }
 }

@@ -19,15 +19,11 @@ pub mod cpu;
 pub mod guest;
 pub mod start;
 
-use slat_oracle_bare::Memory;
+use slat_oracle_physical as physical;
 
-/// The machine's memory.
-// SAFETY: the lowest 4 GiB are mapped one to one, and who writes scripts knows that the second MiB
-// is ours.
-pub const MEMORY: Memory = unsafe { Memory::new() };
-
-/// The script, at the start of a ROM that ends with our own. `xtask/src/oracle/x86.rs` knows the
-/// place too.
+/// The script, at the start of a ROM that ends with our own, and whatever comes behind it.
+/// `xtask/src/oracle/x86.rs` knows the place too.
 pub fn script() -> &'static [u8] {
-    MEMORY.script(0xffe0_0000, 0x1f_0000)
+    // SAFETY: the ROM is there.
+    unsafe { physical::script(0xffe0_0000, 0x1f_0000) }
 }

@@ -8,6 +8,7 @@ use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
 use slat_oracle_protocol::tree::Omission;
 use slat_table::attributes::{Attributes, Execute};
+use slat_table::format::ByteOrder;
 use slat_table::format::arm64::{
     Arm64Features, Granule, Granule4K, Granule4KLpa2, Granule16K, Granule16KLpa2, Granule64K,
     StageTwo,
@@ -15,7 +16,7 @@ use slat_table::format::arm64::{
 use slat_table::geometry::Level;
 
 use super::arm::{asked, fault};
-use super::asker::{Asker, Guest, unmark};
+use super::asker::{Asker, Guest, instruction, unmark};
 use super::asking::Asking;
 use super::attributes;
 use super::judge::{
@@ -59,7 +60,8 @@ const OWN_TABLES: Range<u64> = 0x6000_0000..0x7000_0000;
 const MEMORY: Range<u64> = 0x8000_0000..0x40_0000_0000;
 
 const GUEST: Guest = Guest {
-    instruction: break_at,
+    code: |hpa| instruction(break_at(hpa)),
+    order: ByteOrder::Little,
     memory: MEMORY,
 };
 

@@ -7,11 +7,12 @@ use anyhow::Result;
 use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
 use slat_table::attributes::{Attributes, Execute};
+use slat_table::format::ByteOrder;
 use slat_table::format::armv7::{Armv7, Armv7Features};
 use slat_table::geometry::Level;
 
 use super::arm::{asked, fault};
-use super::asker::{Asker, Guest, unmark};
+use super::asker::{Asker, Guest, instruction, unmark};
 use super::asking::Asking;
 use super::attributes;
 use super::judge::{
@@ -38,7 +39,8 @@ const TABLES: Range<u64> = 0x5000_0000..0x6000_0000;
 const MEMORY: Range<u64> = 0x8000_0000..0xf000_0000;
 
 const GUEST: Guest = Guest {
-    instruction: call_at,
+    code: |hpa| instruction(call_at(hpa)),
+    order: ByteOrder::Little,
     memory: MEMORY,
 };
 

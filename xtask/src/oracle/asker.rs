@@ -8,7 +8,7 @@ use anyhow::Result;
 use slat_oracle_protocol::script::{Access, Probe};
 use slat_table::address::Hpa;
 use slat_table::attributes::Attributes;
-use slat_table::format::Format;
+use slat_table::format::{ByteOrder, Format};
 
 use super::asking::Asking;
 use super::judge::Outcome;
@@ -17,9 +17,11 @@ use super::sheet::{Meets, Sheet};
 /// What an architecture's guest is like.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
-    /// An instruction of 4 bytes that ends the guest's run and can be told from others, for this
-    /// host physical address; and what it is told by.
-    pub(crate) instruction: fn(u64) -> (u32, u64),
+    /// Code that ends the guest's run and can be told from others, for this host physical address;
+    /// and what it is told by.
+    pub(crate) code: fn(u64) -> (Vec<u8>, u64),
+    /// How the guest stores a number.
+    pub(crate) order: ByteOrder,
     /// Memory that the guest may be shown.
     pub(crate) memory: Range<u64>,
 }
@@ -102,18 +104,19 @@ impl<'a, F: Format> Asker<'a, F> {
         }
         match probe.access {
             Access::Read => {
-                self.asking.put(hpa, mark(hpa));
+                self.put_mark(hpa);
                 let (hpa, memory) = (Some(hpa), None);
                 self.asking.access(probe, Outcome::Reached { hpa, memory });
             }
             Access::Write => {
-                self.asking.put(hpa, mark(hpa));
+                self.put_mark(hpa);
                 self.asking.access(probe, expected);
-                self.asking.memory(hpa, probe.stored());
+                let stored = in_memory(self.guest.order, probe.stored());
+                self.asking.memory(hpa, stored);
             }
             Access::Execute => {
-                let (instruction, told_by) = (self.guest.instruction)(hpa);
-                self.asking.put_instruction(hpa, instruction);
+                let (code, told_by) = (self.guest.code)(hpa);
+                self.asking.put_bytes(hpa, &code);
                 self.asking.access(probe, Outcome::Executed(told_by));
             }
         }
@@ -123,8 +126,12 @@ impl<'a, F: Format> Asker<'a, F> {
             return Ok(());
         };
         let raw = F::leaf(self.sheet.table().features(), level, start, after)?;
-        self.asking.memory(entry, raw);
+        self.asking.memory(entry, in_memory(F::BYTE_ORDER, raw));
         Ok(())
+    }
+
+    fn put_mark(&mut self, hpa: u64) {
+        self.asking.put(hpa, in_memory(self.guest.order, mark(hpa)));
     }
 
     /// What a leaf must say after an access that went through: the bits that the hardware keeps
@@ -151,6 +158,19 @@ impl<'a, F: Format> Asker<'a, F> {
             accessed: attributes.accessed,
             dirty: Some(attributes.dirty),
         })
+    }
+}
+
+/// Code of one instruction of 4 bytes, little-endian.
+pub(crate) fn instruction((instruction, told_by): (u32, u64)) -> (Vec<u8>, u64) {
+    (instruction.to_le_bytes().to_vec(), told_by)
+}
+
+/// A number in memory, as a little-endian number.
+fn in_memory(order: ByteOrder, number: u64) -> u64 {
+    match order {
+        ByteOrder::Little => number,
+        ByteOrder::Big => number.swap_bytes(),
     }
 }
 

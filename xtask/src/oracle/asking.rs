@@ -51,9 +51,8 @@ impl Asking {
         self.script.push(&Action::Copy { at, bytes });
     }
 
-    /// Puts an instruction of 4 bytes, given as a little-endian number, there.
-    pub(crate) fn put_instruction(&mut self, at: u64, instruction: u32) {
-        let bytes = &instruction.to_le_bytes();
+    /// Puts bytes there.
+    pub(crate) fn put_bytes(&mut self, at: u64, bytes: &[u8]) {
         self.script.push(&Action::Copy { at, bytes });
     }
 

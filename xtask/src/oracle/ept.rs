@@ -43,6 +43,12 @@ impl Judge for EptJudge {
         one_by_one::<EptSubject>(&kinds(), drawing, "corei7_skylake_x")
     }
 
+    fn bits(&self) -> &'static [u32] {
+        // Read, write, execute, two bits of the memory type that can only make it a reserved one,
+        // the block's bit, addresses.
+        &[0, 1, 2, 3, 4, 7, 12, 13, 20, 21, 30, 39, 40, 51]
+    }
+
     fn seen(&self, question: &Question, answer: &Answer) -> Outcome {
         match (question, *answer) {
             (Question::Memory(_), Answer::Completed([word, ..])) => Outcome::Word(word),
@@ -100,7 +106,7 @@ impl Subject for EptSubject {
         [root.eptp, 0, 0, 0]
     }
 
-    fn code(hpa: u64) -> (u64, u64) {
+    fn code(hpa: u64) -> (Vec<u8>, u64) {
         x86::code(hpa)
     }
 }

@@ -68,6 +68,12 @@ impl Judge for NptJudge {
         one_by_one::<NptSubject>(&kinds, drawing, cpu)
     }
 
+    fn bits(&self) -> &'static [u32] {
+        // Present, write, user, the block's bit, addresses, no-execute. Memory types have no effect
+        // in an emulator, and accessed and dirty bits are set anyway.
+        &[0, 1, 2, 7, 12, 13, 20, 21, 30, 39, 40, 51, 63]
+    }
+
     fn seen(&self, question: &Question, answer: &Answer) -> Outcome {
         match (question, *answer) {
             (Question::Memory(_), Answer::Completed([word, ..])) => Outcome::Word(word),
@@ -128,7 +134,7 @@ impl Subject for NptSubject {
         [root.n_cr3, levels.into(), 0, 0]
     }
 
-    fn code(hpa: u64) -> (u64, u64) {
+    fn code(hpa: u64) -> (Vec<u8>, u64) {
         x86::code(hpa)
     }
 }

@@ -85,6 +85,12 @@ impl Judge for PowerJudge {
         Ok(plans)
     }
 
+    fn bits(&self) -> &'static [u32] {
+        // Execute, write, read, attributes, addresses, leaf, valid. Reference and change bits are
+        // set anyway.
+        &[0, 1, 2, 4, 5, 12, 16, 21, 30, 40, 56, 62, 63]
+    }
+
     fn seen(&self, question: &Question, answer: &Answer) -> Outcome {
         match (question, *answer) {
             (Question::Memory(_), Answer::Completed([word, ..])) => Outcome::Word(word),
@@ -164,11 +170,12 @@ impl<P: PageSize> Subject for PowerSubject<P> {
     }
 
     /// `lis r5, NUMBER; sc 1`, with a number that says, well enough, where it is.
-    fn code(hpa: u64) -> (u64, u64) {
+    fn code(hpa: u64) -> (Vec<u8>, u64) {
         const LIS_R5: u64 = 0x3ca0_0000;
         const SYSTEM_CALL: u64 = 0x4400_0022;
         let number = (hpa >> 3 ^ hpa >> 16) & 0x7fff;
-        (SYSTEM_CALL << 32 | LIS_R5 | number, number << 16)
+        let code = SYSTEM_CALL << 32 | LIS_R5 | number;
+        (code.to_le_bytes().to_vec(), number << 16)
     }
 }
 

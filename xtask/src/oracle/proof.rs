@@ -12,7 +12,7 @@ use super::verdict::Verdict;
 use crate::journal::Journal;
 
 /// Accesses that a flipped bit has to show in.
-const ACCESSES: usize = 2000;
+const ACCESSES: usize = 1000;
 
 /// Something done wrong.
 #[derive(Clone, Debug, Serialize)]

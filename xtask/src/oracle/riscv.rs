@@ -8,9 +8,10 @@ use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
 use slat_oracle_protocol::tree::Omission;
 use slat_table::attributes::Execute;
+use slat_table::format::ByteOrder;
 use slat_table::format::riscv::{RiscV, RiscVFeatures};
 
-use super::asker::{Asker, Guest, unmark};
+use super::asker::{Asker, Guest, instruction, unmark};
 use super::asking::Asking;
 use super::attributes;
 use super::judge::{
@@ -44,7 +45,8 @@ const OWN_TABLES: Range<u64> = 0xa000_0000..0xb000_0000;
 const MEMORY: Range<u64> = 0xc000_0000..0x40_0000_0000;
 
 const GUEST: Guest = Guest {
-    instruction: unknown_at,
+    code: |hpa| instruction(unknown_at(hpa)),
+    order: ByteOrder::Little,
     memory: MEMORY,
 };
 

@@ -89,6 +89,12 @@ impl Judge for S390Judge {
         one_by_one::<S390Subject>(&kinds, drawing, "max")
     }
 
+    fn bits(&self) -> &'static [u32] {
+        // Execution, protection, invalid, the bit that must be zero, addresses. What is below is
+        // the software's.
+        &[8, 9, 10, 11, 12, 13, 20, 31, 42, 53, 63]
+    }
+
     fn seen(&self, question: &Question, answer: &Answer) -> Outcome {
         match (question, *answer) {
             (Question::Memory(_), Answer::Completed([word, ..])) => Outcome::Word(word),
@@ -179,12 +185,12 @@ impl Subject for S390Subject {
     }
 
     /// `lgfi %r4, NUMBER; svc 1`.
-    fn code(hpa: u64) -> (u64, u64) {
+    fn code(hpa: u64) -> (Vec<u8>, u64) {
         const LGFI_R4: u64 = 0xc041 << 48;
         const SUPERVISOR_CALL: u64 = 0x0a01;
         let number = hpa & 0x7fff_ffff;
         let code = LGFI_R4 | number << 16 | SUPERVISOR_CALL;
-        (code.swap_bytes(), number)
+        (code.to_be_bytes().to_vec(), number)
     }
 
     fn expected(meets: &Meets, access: Access) -> Outcome {

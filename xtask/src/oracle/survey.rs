@@ -1,15 +1,13 @@
 //! Asking about tables by a guest that loads, stores and executes: what is the same for every
 //! architecture on which the guest's own translation, if any, stays out of the way.
 
-use std::collections::HashMap;
-
 use anyhow::Result;
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
-use slat_table::address::Hpa;
-use slat_table::attributes::{Attributes, Execute, Permissions};
-use slat_table::format::{ByteOrder, Format, Rules};
+use slat_table::attributes::{Execute, Permissions};
+use slat_table::format::{ByteOrder, Format};
 use slat_table::geometry::Level;
 
+use super::asker::{Asker, Guest, unmark};
 use super::asking::Asking;
 use super::attributes;
 use super::judge::{Drawing, Outcome, Plan, Reason};
@@ -42,9 +40,8 @@ pub(crate) trait Subject {
     fn registers(root: <Self::Format as Format>::Root, levels: u8, asking: &mut Asking)
     -> [u64; 4];
 
-    /// Eight bytes, as a little-endian number, that say where they are when they are executed, and
-    /// what they say then.
-    fn code(hpa: u64) -> (u64, u64);
+    /// Code of at most eight bytes that says where it is when it is executed, and what it says then.
+    fn code(hpa: u64) -> (Vec<u8>, u64);
 
     /// Whether the MMU can be asked where a load would end, with no memory needed there.
     const QUESTIONS: bool = false;
@@ -139,155 +136,44 @@ fn survey<S: Subject>(
     asking.enter(&format!("{name}, {address_bits} bits{words}"), regime);
     let mut addresses = placement::addresses(&sheet, ADDRESSES.max(wanted), random);
     addresses.retain(|gpa| S::ADDRESS_BITS == 64 || gpa >> S::ADDRESS_BITS == 0);
-    let mut surveyor = Surveyor::<S> {
-        sheet: &sheet,
-        features: kind.features,
-        rules: S::Format::rules(&kind.features),
-        asking: &mut *asking,
-        used: HashMap::new(),
-        look: flip.is_none(),
+    let guest = Guest {
+        code: S::code,
+        order: S::BYTE_ORDER,
+        memory: S::GROUND.memory,
     };
-    let before = surveyor.asking.accesses();
-    while surveyor.asking.accesses() - before < wanted {
-        surveyor.ask(*random.pick(&addresses))?;
+    let mut asker = Asker::new(&sheet, asking, guest, flip.is_none());
+    let mut asked = 0;
+    while asked < wanted {
+        asked += ask::<S>(&mut asker, *random.pick(&addresses))?;
     }
     Ok(())
 }
 
-/// What the hardware must have noted in a leaf by now.
-#[derive(Clone, Copy, Debug)]
-struct Used {
-    accessed: bool,
-    dirty: bool,
-}
-
-/// Asks about one tree.
-struct Surveyor<'a, S: Subject> {
-    sheet: &'a Sheet<S::Format>,
-    features: <S::Format as Format>::Features,
-    rules: Rules,
-    asking: &'a mut Asking,
-    /// Leaves that were reached, by the address of the entry.
-    used: HashMap<u64, Used>,
-    /// Whether to look at entries after an access.
-    look: bool,
-}
-
-impl<S: Subject> Surveyor<'_, S> {
-    /// Asks about an address in every way there is.
-    fn ask(&mut self, gpa: u64) -> Result<()> {
-        if S::QUESTIONS {
-            self.question(gpa)?;
-        }
-        for access in [Access::Read, Access::Write, Access::Execute] {
-            self.access(gpa & !7, access)?;
-        }
-        Ok(())
+/// Asks about an address in every way there is; returns how many accesses that are.
+fn ask<S: Subject>(asker: &mut Asker<'_, S::Format>, gpa: u64) -> Result<usize> {
+    let mut ways = [Access::Read, Access::Write, Access::Execute]
+        .map(|access| (gpa & !7, access, Means::Guest))
+        .to_vec();
+    if S::QUESTIONS {
+        ways.push((gpa, Access::Read, Means::Question));
     }
-
-    /// Asks the MMU where a load would end.
-    fn question(&mut self, gpa: u64) -> Result<()> {
-        let expected = S::expected(&self.sheet.meets(gpa)?, Access::Read);
-        self.asking.access(
-            Probe {
-                gpa,
-                access: Access::Read,
-                who: Who::Kernel,
-                means: Means::Question,
-            },
-            expected,
-        );
-        Ok(())
-    }
-
-    /// Has the guest make an access.
-    fn access(&mut self, gpa: u64, access: Access) -> Result<()> {
+    let before = asker.asking.accesses();
+    for (gpa, access, means) in ways {
         let probe = Probe {
             gpa,
             access,
             who: Who::Kernel,
-            means: Means::Guest,
+            means,
         };
-        let meets = self.sheet.meets(gpa)?;
-        let expected = S::expected(&meets, access);
-        let (Outcome::Reached { .. }, Meets::Leaf { hpa, .. }) = (expected, &meets) else {
-            self.asking.access(probe, at(expected, gpa));
-            return Ok(());
-        };
-        if !S::GROUND.memory.contains(hpa) {
-            // Memory that is not the guest's, or none.
-            return Ok(());
+        let meets = asker.sheet.meets(gpa)?;
+        let expected = at(S::expected(&meets, access), gpa);
+        if means == Means::Question {
+            asker.question(probe, &meets, expected);
+        } else {
+            asker.access(probe, &meets, expected)?;
         }
-        self.put(*hpa, mark(*hpa));
-        match access {
-            Access::Read => self.asking.access(probe, expected),
-            Access::Write => {
-                let memory = None;
-                let expected = Outcome::Reached { hpa: None, memory };
-                self.asking.access(probe, expected);
-                self.asking.memory(*hpa, self.stored(probe.stored()));
-            }
-            Access::Execute => {
-                let (code, number) = S::code(*hpa);
-                self.asking.put(*hpa, code);
-                self.asking.access(probe, Outcome::Executed(number));
-            }
-        }
-        self.look(&meets, access)
     }
-
-    /// Puts a number into memory as the guest would.
-    fn put(&mut self, hpa: u64, number: u64) {
-        self.asking.put(hpa, self.stored(number));
-    }
-
-    /// A number that the guest stores, as a little-endian number.
-    #[expect(clippy::unused_self, reason = "what differs is the guest's")]
-    fn stored(&self, number: u64) -> u64 {
-        in_memory(S::BYTE_ORDER, number)
-    }
-
-    /// Looks at the entry after an access that went through: the hardware must have set the bits
-    /// that it keeps, and nothing else.
-    fn look(&mut self, meets: &Meets, access: Access) -> Result<()> {
-        let Meets::Leaf {
-            hpa,
-            level,
-            attributes,
-            entry,
-        } = *meets
-        else {
-            return Ok(());
-        };
-        let Attributes {
-            accessed, dirty, ..
-        } = attributes;
-        let used = self.used.entry(entry).or_insert(Used { accessed, dirty });
-        used.accessed |= self.rules.hardware_accessed;
-        used.dirty |= self.rules.hardware_dirty && access == Access::Write;
-        if !self.look {
-            return Ok(());
-        }
-        let after = Attributes {
-            accessed: used.accessed,
-            dirty: used.dirty,
-            ..attributes
-        };
-        let bytes = self.sheet.table().geometry().entry_bytes(level);
-        let start = Hpa::new(hpa & !(bytes - 1));
-        let raw = S::Format::leaf(&self.features, level, start, after)?;
-        self.asking
-            .memory(entry, in_memory(S::Format::BYTE_ORDER, raw));
-        Ok(())
-    }
-}
-
-/// A number in memory, as a little-endian number.
-fn in_memory(order: ByteOrder, number: u64) -> u64 {
-    match order {
-        ByteOrder::Little => number,
-        ByteOrder::Big => number.swap_bytes(),
-    }
+    Ok(asker.asking.accesses() - before)
 }
 
 /// The same fault, at this address.
@@ -302,24 +188,14 @@ fn at(expected: Outcome, gpa: u64) -> Outcome {
     }
 }
 
-/// A word that says where it is.
-fn mark(hpa: u64) -> u64 {
-    !hpa.rotate_left(20)
-}
-
-/// Where a loaded word says that it is.
-fn loaded(word: u64) -> Outcome {
-    Outcome::Reached {
-        hpa: Some((!word).rotate_right(20)),
-        memory: None,
-    }
-}
-
 /// What came of an access that went through, given what the guest's register held then: it has
 /// what was loaded, or what was executed put there.
 pub(crate) fn completed(access: Access, register: u64) -> Outcome {
     match access {
-        Access::Read => loaded(register),
+        Access::Read => Outcome::Reached {
+            hpa: Some(unmark(register)),
+            memory: None,
+        },
         Access::Write => Outcome::Reached {
             hpa: None,
             memory: None,

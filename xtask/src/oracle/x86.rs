@@ -57,10 +57,10 @@ pub(super) const BOCHS: Emulator = Emulator {
     packages: &["bochs", "bochs-term"],
 };
 
-/// Eight bytes that say where they are: `mov eax, HPA; hlt`.
-pub(super) fn code(hpa: u64) -> (u64, u64) {
-    let number = hpa & 0xffff_ffff;
-    (0xf4 << 40 | number << 8 | 0xb8, number)
+/// Code that says where it is: `mov eax, HPA; hlt`.
+pub(super) fn code(hpa: u64) -> (Vec<u8>, u64) {
+    let [a, b, c, d, ..] = hpa.to_le_bytes();
+    (vec![0xb8, a, b, c, d, 0xf4], hpa & 0xffff_ffff)
 }
 
 /// The payload in the form that emulators load.
