@@ -56,14 +56,24 @@ vector 0xe40                        # hypervisor emulation assistance
 vector 0xf80                        # hypervisor facility unavailable
 .org 0x1000
 
+# Stores or loads the registers that a function preserves: what the guest executes may be anything.
+.macro preserved instruction
+.irp register, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    \instruction \register, 8 * (\register - 34)(1)
+.endr
+.endm
+
 .text
 # enter_guest(address, r4, r5, &r5): runs the guest until it leaves; returns the interrupt's vector
 .globl enter_guest
 enter_guest:
     mflr    0
     std     0, 16(1)
+    mfcr    0
+    std     0, 8(1)
     std     2, 24(1)
     std     6, -8(1)                # below the stack pointer: nothing runs in between
+    preserved std
     lis     7, host_stack@h
     ori     7, 7, host_stack@l
     std     1, 0(7)
@@ -84,7 +94,10 @@ left_guest:
     ld      1, 0(7)
     ld      6, -8(1)
     std     5, 0(6)
+    preserved ld
     ld      2, 24(1)
+    ld      0, 8(1)
+    mtcrf   0xff, 0
     ld      0, 16(1)
     mtlr    0
     blr

@@ -36,6 +36,8 @@ impl Psw {
     /// The secondary-space and the home-space mode (bits 16 and 17).
     const SECONDARY: u64 = 0b10 << (63 - 17);
     const HOME: u64 = 0b11 << (63 - 17);
+    /// The problem state: what is executed may be anything.
+    const PROBLEM: u64 = 1 << (63 - 15);
     /// Waiting.
     const WAIT: u64 = 1 << (63 - 14);
 
@@ -148,7 +150,7 @@ impl Spaces {
     /// Runs what is at `address`.
     pub(crate) fn execute(&self, address: u64) -> Exit {
         self.run(
-            Psw::HOME,
+            Psw::HOME | Psw::PROBLEM,
             core::ptr::without_provenance(address as usize),
             0,
             0,
