@@ -206,7 +206,7 @@ pub(crate) fn whole_run(
     entry: Hpa,
     leaf: &Leaf,
 ) -> Leaf {
-    let place = entry.0 / architecture.entry_bytes() & ((1 << leaf.run_bits) - 1);
+    let place = (entry.0 / architecture.entry_bytes()) & ((1 << leaf.run_bits) - 1);
     let skipped = place << architecture.levels()[level].shift;
     Leaf {
         hpa: Hpa(leaf.hpa.0.wrapping_sub(skipped)),

@@ -60,7 +60,7 @@ impl Hardware {
                 }
                 Effect::Forget { reach, .. } => {
                     let before = place.checked_sub(1).map(|before| &effects[before]);
-                    if !before.is_some_and(|before| forgets(before, reach).is_some()) {
+                    if before.is_none_or(|before| forgets(before, reach).is_none()) {
                         let more = effects[place..].iter();
                         let what = more.map_while(|effect| forgets(effect, reach)).collect();
                         self.invalidate(cpu, vm, what, reach);

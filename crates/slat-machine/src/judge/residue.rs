@@ -369,7 +369,8 @@ impl Residues {
                 progress.second_done.get_or_insert(did);
             }
             let combined_too = progress.combined_issued.or(progress.all_issued).is_some();
-            if !combined_too && !(is_table && progress.second_done.is_some()) {
+            let gone = combined_too || (is_table && progress.second_done.is_some());
+            if !gone {
                 continue;
             }
             match reach {

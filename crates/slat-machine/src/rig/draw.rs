@@ -100,7 +100,7 @@ fn address_bits(format: &'static Row, random: &mut Random) -> (u8, Geometry) {
     let choices = usize::from(widest - narrowest) + 1;
     let drawn = narrowest + u8::try_from(random.below(choices)).unwrap_or(0);
     let drawn = (!random.half()).then_some(drawn);
-    let geometry = |bits| Some((bits, format.geometry(bits, &EVERYTHING)?));
+    let geometry = |bits| Some((bits, format.geometry(bits, EVERYTHING)?));
     drawn
         .filter(|bits| *bits <= format.address_bits())
         .and_then(geometry)
@@ -155,7 +155,7 @@ impl<'r> Drawing<'r> {
     fn finish(mut self) -> Plan {
         self.ram();
         for _ in 0..2 + self.random.below(4) {
-            let devices = self.format.has_devices(&EVERYTHING);
+            let devices = self.format.has_devices(EVERYTHING);
             match self.random.below(8) {
                 2 => self.odd_ram(),
                 3 if devices => self.device(),
@@ -170,7 +170,7 @@ impl<'r> Drawing<'r> {
         if self.random.one_in(3) {
             self.hole();
         }
-        if self.random.one_in(6) && self.has_blocks && self.format.has_devices(&EVERYTHING) {
+        if self.random.one_in(6) && self.has_blocks && self.format.has_devices(EVERYTHING) {
             self.large_device();
         }
         let boot = self.boot();

@@ -16,8 +16,8 @@ use crate::modelled::Modelled;
 pub struct Row {
     name: &'static str,
     address_bits: u8,
-    geometry: fn(u8, &Features) -> Option<Geometry>,
-    devices: fn(&Features) -> bool,
+    geometry: fn(u8, Features) -> Option<Geometry>,
+    devices: fn(Features) -> bool,
     run: fn(&Plan, &Options) -> Result<Outcome, RigError>,
 }
 
@@ -54,12 +54,12 @@ impl Row {
 
     /// The tree for guest addresses of so many bits; `None` if CPUs that have `has` cannot do so
     /// many or so few.
-    pub(crate) fn geometry(&self, address_bits: u8, has: &Features) -> Option<Geometry> {
+    pub(crate) fn geometry(&self, address_bits: u8, has: Features) -> Option<Geometry> {
         (self.geometry)(address_bits, has)
     }
 
     /// Whether device memory can be mapped so that it holds against the guest.
-    pub(crate) fn has_devices(&self, has: &Features) -> bool {
+    pub(crate) fn has_devices(&self, has: Features) -> bool {
         (self.devices)(has)
     }
 
@@ -80,12 +80,12 @@ impl fmt::Debug for Row {
     }
 }
 
-fn geometry<F: Modelled>(features: F::Features, bits: u8, has: &Features) -> Option<Geometry> {
-    F::geometry(&F::equipped(features, has), bits).ok()
+fn geometry<F: Modelled>(features: F::Features, bits: u8, has: Features) -> Option<Geometry> {
+    F::geometry(&F::equipped(features, &has), bits).ok()
 }
 
-fn has_devices<F: Modelled>(features: F::Features, has: &Features) -> bool {
-    device_memory::<F>(&F::equipped(features, has)).is_some()
+fn has_devices<F: Modelled>(features: F::Features, has: Features) -> bool {
+    device_memory::<F>(&F::equipped(features, &has)).is_some()
 }
 
 /// What a host with these CPUs says of a device's memory: where the format has no types, or the
@@ -115,7 +115,7 @@ mod tests {
         for row in ROWS {
             let found = Row::named(row.name).expect("it is listed");
             assert!(core::ptr::eq(found, row), "{row:?} is there twice");
-            assert!(row.geometry(row.address_bits, &has).is_some(), "{row:?}");
+            assert!(row.geometry(row.address_bits, has).is_some(), "{row:?}");
         }
         assert!(Row::named("none such").is_none());
     }

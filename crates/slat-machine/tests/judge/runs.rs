@@ -18,7 +18,7 @@ fn mapped() -> Scenario {
     s.slot(1, GPA, MIB2, HVA).frame(FRAME, MIB2);
     s.answered(HVA, PAGES * KIB4, FRAME).locked().tables();
     for page in 0..PAGES {
-        s.write(entry(page), FRAME + page * KIB4 | RUN);
+        s.write(entry(page), (FRAME + page * KIB4) | RUN);
     }
     s.op(I::DsbIshst).unlocked();
     s
@@ -69,7 +69,7 @@ fn a_frame_is_not_freed_while_its_neighbours_lead_there() {
     s.locked().tables();
     for page in 0..PAGES {
         s.frame(FRAME + page * KIB4, KIB4);
-        s.write(entry(page), FRAME + page * KIB4 | RUN);
+        s.write(entry(page), (FRAME + page * KIB4) | RUN);
     }
     s.op(I::DsbIshst).unlocked();
     removed(&mut s, 5..6, 0..PAGES);
@@ -99,7 +99,7 @@ fn a_run_put_back_conflicts_with_nothing_of_itself() {
         s.write(entry(page), 0);
     }
     for page in 0..PAGES {
-        s.write(entry(page), FRAME + page * KIB4 | RUN);
+        s.write(entry(page), (FRAME + page * KIB4) | RUN);
     }
     s.is_fine();
 }
@@ -107,11 +107,11 @@ fn a_run_put_back_conflicts_with_nothing_of_itself() {
 #[test]
 fn entries_of_one_run_that_say_different_things_disagree() {
     for other in [
-        OTHER_FRAME + KIB4 | RUN,
-        FRAME + 2 * KIB4 | RUN,
-        FRAME + KIB4 | PAGE,
-        FRAME + KIB4 | RUN & !WRITE,
-        FRAME + KIB4 | 1 << 52 | 3 | NON_CACHEABLE | READ | WRITE | ACCESSED,
+        (OTHER_FRAME + KIB4) | RUN,
+        (FRAME + 2 * KIB4) | RUN,
+        (FRAME + KIB4) | PAGE,
+        (FRAME + KIB4) | (RUN & !WRITE),
+        (FRAME + KIB4) | 1 << 52 | 3 | NON_CACHEABLE | READ | WRITE | ACCESSED,
     ] {
         let mut s = Scenario::boot();
         s.locked().tables().write(LAST, FRAME | RUN);
@@ -123,7 +123,8 @@ fn entries_of_one_run_that_say_different_things_disagree() {
 fn accessed_bits_of_a_run_may_differ() {
     let mut s = Scenario::boot();
     s.locked().tables().write(LAST, FRAME | RUN);
-    s.write(entry(1), FRAME + KIB4 | RUN & !ACCESSED).is_fine();
+    s.write(entry(1), (FRAME + KIB4) | (RUN & !ACCESSED))
+        .is_fine();
 }
 
 #[test]
