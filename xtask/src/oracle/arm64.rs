@@ -7,7 +7,7 @@ use anyhow::Result;
 use slat_oracle_protocol::answer::Answer;
 use slat_oracle_protocol::script::{Access, Means, Probe, Regime, Who};
 use slat_oracle_protocol::tree::Omission;
-use slat_table::attributes::{Attributes, Execute};
+use slat_table::attributes::{Attributes, Execute, MemoryType};
 use slat_table::format::ByteOrder;
 use slat_table::format::arm64::{
     Arm64Features, Granule, Granule4K, Granule4KLpa2, Granule16K, Granule16KLpa2, Granule64K,
@@ -376,7 +376,30 @@ fn ask<G: Granule>(
         let meets = asker.sheet.meets(probe.gpa)?;
         asker.access(probe, &meets, expected(features, &meets, &probe))?;
     }
+    for gpa in placement::across_edges(&sheet, wanted / 8, random) {
+        let probe = Probe {
+            gpa,
+            access: Access::Read,
+            who: *random.pick(&[Who::Kernel, Who::User]),
+            means: Means::Guest,
+        };
+        // Device memory takes no access that is not aligned, which is the guest's own exception.
+        if !is_device(&sheet.meets(gpa)?) && !is_device(&sheet.meets(gpa + 4)?) {
+            asker.load_across(probe, |meets, probe| expected(features, meets, probe))?;
+        }
+    }
     Ok(())
+}
+
+/// Whether there is device memory.
+fn is_device(meets: &Meets) -> bool {
+    let Meets::Leaf { attributes, .. } = meets else {
+        return false;
+    };
+    matches!(
+        attributes.memory,
+        MemoryType::Device | MemoryType::DeviceStrict
+    )
 }
 
 /// Bytes of an access by the guest.

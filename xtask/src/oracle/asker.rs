@@ -134,6 +134,67 @@ impl<'a, F: Format> Asker<'a, F> {
         self.asking.put(hpa, in_memory(self.guest.order, mark(hpa)));
     }
 
+    /// Has an access made that must fault, but is known to go through in the emulator: only where
+    /// that does no harm, and with code there that ends the guest's run.
+    pub(crate) fn access_that_may_go_through(
+        &mut self,
+        probe: Probe,
+        meets: &Meets,
+        expected: Outcome,
+    ) {
+        let Meets::Leaf { hpa, .. } = *meets else {
+            return;
+        };
+        if self.guest.memory.contains(&hpa) {
+            let (code, _) = (self.guest.code)(hpa);
+            self.asking.put_bytes(hpa, &code);
+            self.asking.access(probe, expected);
+        }
+    }
+
+    /// Has a load made whose upper half lies in the next page, by a little-endian guest. `expected` says what must come of an
+    /// access by itself; a load must meet what the first of its halves meets that faults.
+    pub(crate) fn load_across(
+        &mut self,
+        probe: Probe,
+        expected: impl Fn(&Meets, &Probe) -> Outcome,
+    ) -> Result<()> {
+        let upper = Probe {
+            gpa: probe.gpa + 4,
+            ..probe
+        };
+        let halves = [probe, upper].map(|half| self.sheet.meets(half.gpa).map(|met| (half, met)));
+        let mut loaded = 0;
+        for (half, shift) in halves.into_iter().zip([0, 32]) {
+            let (half, meets) = half?;
+            let outcome = expected(&meets, &half);
+            let (
+                Outcome::Reached { .. },
+                Meets::Leaf {
+                    hpa,
+                    attributes,
+                    entry,
+                    ..
+                },
+            ) = (outcome, meets)
+            else {
+                self.asking.access(probe, outcome);
+                return Ok(());
+            };
+            if !self.guest.memory.contains(&hpa) {
+                return Ok(());
+            }
+            let word = hpa & !7;
+            self.put_mark(word);
+            let part = mark(word) >> (hpa % 8 * 8) & 0xffff_ffff;
+            loaded |= part << shift;
+            self.after(entry, attributes, probe.access);
+        }
+        let (hpa, memory) = (Some(unmark(loaded)), None);
+        self.asking.access(probe, Outcome::Reached { hpa, memory });
+        Ok(())
+    }
+
     /// What a leaf must say after an access that went through: the bits that the hardware keeps
     /// are set, and nothing else changed. `None` where that cannot be told, or nobody asked.
     fn after(&mut self, entry: u64, attributes: Attributes, access: Access) -> Option<Attributes> {

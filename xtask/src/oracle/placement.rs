@@ -312,3 +312,27 @@ pub(crate) fn addresses<F: Format>(
     }
     addresses
 }
+
+/// Addresses 4 bytes before the edges of what is mapped: a load of 8 bytes there takes in both
+/// sides.
+pub(crate) fn across_edges<F: Format>(
+    sheet: &Sheet<F>,
+    wanted: usize,
+    random: &mut Random,
+) -> Vec<u64> {
+    let geometry = sheet.table().geometry();
+    let end = 1u64 << geometry.address_bits();
+    let mut edges = Vec::new();
+    for piece in sheet.pieces() {
+        let bytes = geometry.entry_bytes(piece.level);
+        let (first, after) = (piece.range.start().raw(), piece.range.end().raw());
+        edges.extend([first, first + bytes, after]);
+    }
+    edges.retain(|edge| *edge != 0 && *edge < end);
+    random.shuffle(&mut edges);
+    edges
+        .into_iter()
+        .take(wanted)
+        .map(|edge| edge - 4)
+        .collect()
+}

@@ -385,13 +385,39 @@ impl Kind {
                 if self.mode.upper_half(probe.gpa) {
                     // The emulator is known to fail here, so there is nothing to look at after.
                     asker.asking.access(probe, expected);
+                } else if is_not_accessed(&expected) {
+                    // The emulator is known to go on, so it must come to no harm.
+                    asker.access_that_may_go_through(probe, &meets, expected);
                 } else {
                     asker.access(probe, &meets, expected)?;
                 }
             }
         }
+        if !self.features.svadu {
+            // The emulator gets past the first half where it should not.
+            return Ok(());
+        }
+        for gpa in placement::across_edges(&sheet, wanted / 8, random) {
+            let probe = Probe {
+                gpa,
+                access: Access::Read,
+                who: *random.pick(&[Who::Kernel, Who::User]),
+                means: *random.pick(&[Means::OnBehalf, Means::Guest]),
+            };
+            if !self.mode.upper_half(gpa) && !self.mode.upper_half(gpa + 4) {
+                asker.load_across(probe, |meets, probe| expected(self.features, meets, probe))?;
+            }
+        }
         Ok(())
     }
+}
+
+/// Whether the page is to be left to software to mark.
+fn is_not_accessed(expected: &Outcome) -> bool {
+    let Outcome::Fault { reason, .. } = expected else {
+        return false;
+    };
+    *reason == Reason::NotAccessed
 }
 
 /// What must come of an access: the guest's kernel and programs are treated alike.
