@@ -16,7 +16,7 @@ use super::random::Random;
 use super::sheet::{Ground, Meets, Sheet};
 
 /// Fewest accesses for each tree: with fewer, much of what is drawn would never be looked at.
-const FEWEST: usize = 450;
+const FEWEST: usize = 200;
 
 /// Addresses to choose from for each tree.
 const ADDRESSES: usize = 1200;
@@ -142,9 +142,9 @@ fn survey<S: Subject>(
         memory: S::GROUND.memory,
     };
     let mut asker = Asker::new(&sheet, asking, guest, flip.is_none());
-    let mut asked = 0;
-    while asked < wanted {
-        asked += ask::<S>(&mut asker, *random.pick(&addresses))?;
+    let mut count = 0;
+    while count < wanted {
+        count += ask::<S>(&mut asker, *random.pick(&addresses))?;
     }
     Ok(())
 }

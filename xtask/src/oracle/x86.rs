@@ -3,8 +3,8 @@
 //! Neither has firmware: a payload brings its own ROM, and the script is in the same ROM, since Bochs
 //! loads nothing larger than 128 KiB to memory in one piece.
 
+use core::fmt::Write as _;
 use core::ops::Range;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -75,13 +75,13 @@ impl Loadable {
         let image = image::lay_out(&elf, IMAGE..BOOT_ROM)?;
         let boot = image::lay_out(&elf, BOOT_ROM..ROM.end)?;
         let mut rom = fs::read(files.script)?;
-        let room = usize::try_from(BOOT_ROM - ROM.start)?;
+        let space = usize::try_from(BOOT_ROM - ROM.start)?;
         ensure!(
-            rom.len() <= room,
-            "a script of {} bytes, and there is room for {room}",
+            rom.len() <= space,
+            "a script of {} bytes, and there is room for {space}",
             rom.len()
         );
-        rom.resize(room, 0);
+        rom.resize(space, 0);
         rom.extend_from_slice(&boot);
         let write = |name, bytes: &[u8]| {
             let file = files.directory.join(name);
