@@ -154,7 +154,6 @@ mod reading {
 #[cfg(test)]
 mod tests {
     use std::format;
-    use std::string::String;
 
     use super::*;
 
@@ -165,12 +164,8 @@ mod tests {
             Answer::Completed([0; WORDS]),
             Answer::Trapped([1, 0, u64::MAX, 4]),
         ];
-        let mut console = String::from("firmware says hello\n");
-        console += &format!("{HELLO}\r\n");
-        for answer in answers {
-            console += &format!("{answer}\r\n");
-        }
-        console += &format!("{}\n", End(3));
+        let lines = answers.map(|answer| format!("{answer}\r\n")).concat();
+        let console = format!("firmware says hello\n{HELLO}\r\n{lines}{}\n", End(3));
         assert_eq!(read(&console).unwrap(), answers);
     }
 

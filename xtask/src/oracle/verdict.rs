@@ -94,7 +94,7 @@ impl Verdict {
         let known: usize = self.known_faults.values().map(|met| met.times).sum();
         let unnoticed = self.proofs.iter().filter(|proof| proof.fails()).count();
         format!(
-            "{} accesses, {} differences, {known} known faults of the emulator, {} of {} wrongs \
+            "{} accesses, {} differences, {known} known faults of the emulator, {} of {} mistakes \
              noticed",
             self.accesses,
             self.differences,
