@@ -46,7 +46,7 @@ impl Judge for EptJudge {
     fn bits(&self) -> &'static [u32] {
         // Read, write, execute, two bits of the memory type that can only make it a reserved one,
         // the block's bit, addresses.
-        &[0, 1, 2, 3, 4, 7, 12, 13, 20, 21, 30, 39, 40, 51]
+        &[0, 1, 2, 3, 4, 7, 12, 30, 51]
     }
 
     fn seen(&self, question: &Question, answer: &Answer) -> Outcome {
