@@ -11,7 +11,7 @@ use crate::geometry::{Level, MAX_LEVELS};
 use crate::platform::Platform;
 use crate::table::PageTable;
 
-/// No memory for a table.
+/// No memory for a table, or none that the format can point to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no memory for a table of {bytes} bytes")]
 pub struct OutOfTables {

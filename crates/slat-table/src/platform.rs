@@ -25,7 +25,9 @@ use crate::sync::Ordering;
 ///   leave the bytes around those alone. Formats with entries of 4 bytes use only these. They are
 ///   provided, made of the others; a machine that accesses 4 bytes by itself overrides all four.
 pub trait TableMemory: Send + Sync {
-    /// A zeroed table of `bytes` bytes (a power of two) aligned to its size, or `None`.
+    /// A zeroed table of `bytes` bytes (a power of two) aligned to its size, or `None`. One at an
+    /// address with more bits than the format's pointers hold is given back at once, and counts as
+    /// none.
     ///
     /// May be called while the host announces a change, with any of the host's locks held: it
     /// must neither wait for one nor reclaim memory through them. The same goes for `free`.

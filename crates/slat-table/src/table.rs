@@ -208,6 +208,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     pub(crate) fn allocate_table(&self, level: Level) -> Result<Hpa, OutOfTables> {
         let bytes = self.geometry.shape(level).table_bytes;
         let table = self.platform.allocate(bytes).ok_or(OutOfTables { bytes })?;
+        // A pointer without room for all of the address would send walkers somewhere else.
+        let pointer = F::table(&self.features, level.up(), table);
+        if F::address(&self.features, level.up(), pointer) != table {
+            self.platform.free(table, bytes);
+            return Err(OutOfTables { bytes });
+        }
         let empty = F::empty(level);
         if empty != 0 {
             for index in 0..self.entries(level) {

@@ -10,6 +10,7 @@ mod observer;
 mod odd;
 mod operations;
 mod properties;
+mod reach;
 mod removing;
 mod runs;
 mod setup;

@@ -19,7 +19,9 @@ use crate::platform::{Extent, TlbWork};
 /// Above this many entries, one invalidation of everything is cheaper than one for each.
 const MOST_ENTRIES: u64 = 512;
 
-/// An instruction to execute at EL2, with `VTTBR_EL2` naming the VM concerned.
+/// An instruction to execute at EL2, with `VTTBR_EL2` naming the VM concerned, and with
+/// `HCR_EL2.TGE` clear: where that and `E2H` are set, `VMALLE1` and its kin invalidate the host's
+/// own translations instead (D24, `TLBI VMALLE1IS`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
     clippy::exhaustive_enums,

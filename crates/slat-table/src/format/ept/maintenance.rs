@@ -7,7 +7,9 @@
 //! "single-context" forgets what the CPU has cached of one EPT pointer, translations combined with
 //! the guest's own included (Intel SDM volume 3, 29.4.3.1 and 29.4.3.4). So every CPU that may hold
 //! something must execute it, told by an interrupt. A CPU on which no vCPU of the VM is in the guest
-//! may do so later, but before it enters that VM again.
+//! may do so later, but before it enters that VM again, or any other whose EPT pointer names the same
+//! root: what is cached is tagged with the root's address, and the memory of one that was freed may
+//! become another VM's.
 //!
 //! `INVEPT` is serializing (9.3): stores before it are drained, and nothing after it uses what it
 //! invalidated. The interrupt is not, when it is sent by a write to a register of the x2APIC (11.12.3):
@@ -39,7 +41,8 @@ pub enum Step {
     /// This CPU.
     Here(Instruction),
     /// Every CPU, this one included; the next step comes when all of them have. A CPU that is not
-    /// in the guest counts as having done so if it does before it enters the VM again.
+    /// in the guest counts as having done so if it does before it enters the VM again, or one whose
+    /// root is at the same address.
     Everywhere(Instruction),
 }
 

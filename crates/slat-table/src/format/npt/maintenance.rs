@@ -43,7 +43,8 @@ pub enum Step {
     /// This CPU.
     Here(Instruction),
     /// Every CPU, this one included; the next step comes when all of them have left the guest, if
-    /// they were in it, and are bound to execute this before they enter it again.
+    /// they were in it, and are bound to execute this before they enter it again, or another guest
+    /// with its ASID.
     Everywhere(Instruction),
 }
 

@@ -34,7 +34,8 @@ pub enum Instruction {
     Tlbsync,
     /// `tlbie` with `PRS` 0 (partition-scoped) and `R` 1 (radix), on all CPUs.
     Tlbie(Tlbie),
-    /// `tlbiel` with the same, on this CPU, completed by the next `ptesync`.
+    /// `tlbiel` with the same, on this CPU, completed by the next `ptesync`. It takes the partition
+    /// from `LPIDR` and not from `RS`, so `LPIDR` must name the VM while it is executed.
     Tlbiel(Tlbie),
 }
 

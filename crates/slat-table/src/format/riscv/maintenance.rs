@@ -9,7 +9,8 @@
 //! The order is: [`publish`], so that what was written to entries comes before the interrupt; the
 //! interrupt; [`flush`] on every hart, this one included; and an answer from each hart after it. A
 //! hart that is outside the guest and will execute `flush` before it enters counts as one that
-//! has. The SBI's remote fences do all but the first step.
+//! has: before it enters that VM or, if that is gone, the next one with its VMID. The SBI's remote
+//! fences do all but the first step.
 //!
 //! With an address, the fence orders *leaf* entries for that address and nothing above them. It
 //! covers what was combined with the guest's own translation too, unlike Arm's invalidation by
