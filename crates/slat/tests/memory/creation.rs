@@ -2,6 +2,7 @@
 
 use slat::config::Config;
 use slat::region::SlotId;
+use slat::table::format::arm64::Arm64;
 use slat::table::table::NewTableError;
 
 use crate::scripted_host::{Mapping, ScriptedHost, hva_range};
@@ -145,7 +146,7 @@ fn a_fault_without_memory_for_tables_changes_nothing_and_can_be_repeated() {
 fn a_number_of_stripes_that_is_no_power_of_two_is_refused() {
     let (host, machine) = (ScriptedHost::new(&[]), Machine::new());
     let config = Config::new().stripes(3);
-    let refused = Memory::new(host, machine.clone(), MODERN, config);
+    let refused = Memory::<Arm64>::new(host, machine.clone(), MODERN, config);
     assert_eq!(refused.err(), Some(NewTableError::Stripes(3)));
     assert_eq!(machine.live_tables(), 0);
 }

@@ -6,214 +6,272 @@ use std::sync::Arc;
 use slat::Outcome;
 use slat::notifier::{Notifier, Ticket};
 use slat::region::{Mapping as When, SlotId};
+use slat::table::format::Format;
+use slat::table::geometry::Level;
 use slat::table::simulated::Event;
 
+use crate::rows::Row;
 use crate::scripted_host::{Mapping, hva_range};
-use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, PAGE, Vm, gpa_range, is_mapped, region};
-
-/// Slot 1 over a device of `bytes` bytes, mapped.
-fn device(bytes: u64) -> Vm {
-    let vm = Vm::new(&[Mapping::device(HVA, bytes, DEVICE)]);
-    vm.memory.insert(region(1, GPA, bytes, HVA)).unwrap();
-    assert_eq!(vm.mapped_bytes(), bytes);
-    vm
-}
+use crate::vm::{HVA, Leaf, PAGE, Vm, gpa_range, is_mapped, region};
 
 /// Asserts that exactly `gone` bytes from `at` on are not mapped, and the rest where it was.
-fn assert_gone(vm: &Vm, bytes: u64, at: u64, gone: u64) {
+fn assert_gone<F: Format>(row: &Row<F>, vm: &Vm<F>, bytes: u64, at: u64, gone: u64) {
     assert_eq!(vm.mapped_bytes(), bytes - gone);
-    let edges = [0, at.wrapping_sub(PAGE), at, at + gone - PAGE, at + gone];
+    let page = row.page;
+    let edges = [0, at.wrapping_sub(page), at, at + gone - page, at + gone];
     for offset in edges.into_iter().filter(|offset| *offset < bytes) {
         let inside = (at..at + gone).contains(&offset);
-        let expected = (!inside).then_some((DEVICE + offset, true));
-        assert_eq!(vm.sees(GPA + offset), expected, "at {offset:#x}");
+        let expected = (!inside).then_some((row.device + offset, true));
+        assert_eq!(vm.sees(row.gpa + offset), expected, "at {offset:#x}");
     }
 }
 
-#[test]
-fn nothing_is_mapped_when_it_returns_and_everything_is_flushed() {
-    let vm = device(4 * PAGE);
+fn nothing_is_mapped_when_it_returns_and_everything_is_flushed<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(4 * row.page);
     vm.machine.record();
-    let invalidation = vm.memory.invalidate(hva_range(HVA + PAGE, 2 * PAGE));
-    assert_gone(&vm, 4 * PAGE, PAGE, 2 * PAGE);
+    let invalidation = vm
+        .memory
+        .invalidate(hva_range(row.hva + row.page, 2 * row.page));
+    assert_gone(&row, &vm, 4 * row.page, row.page, 2 * row.page);
     let events = vm.machine.take_events();
     let flushed = events.iter().any(|event| match event {
         Event::Flushed(work) => work
             .ranges()
             .iter()
-            .any(|range| range.covers(&gpa_range(GPA + PAGE, 2 * PAGE))),
+            .any(|range| range.covers(&gpa_range(row.gpa + row.page, 2 * row.page))),
         _ => false,
     });
     assert!(flushed, "{events:?}");
     drop(invalidation);
 }
 
-#[test]
-fn a_block_is_cut_and_its_rest_stays() {
-    for at in [0, 5 * PAGE, BLOCK - PAGE] {
-        let vm = device(BLOCK);
-        assert_eq!(vm.leaf_bytes(GPA), BLOCK);
-        vm.memory.end(vm.memory.begin(hva_range(HVA + at, PAGE)));
-        assert_gone(&vm, BLOCK, at, PAGE);
-        // The block comes back whole: first what is left of it is broken, then it is mapped.
-        assert_eq!(vm.read(GPA + at), Outcome::Retry);
-        assert!(is_mapped(&vm.read(GPA + at)));
-        assert_eq!(vm.leaf_bytes(GPA), BLOCK);
+fn a_block_is_cut_and_its_rest_stays<F: Format>(row: Row<F>) {
+    let (page, span) = (row.page, row.span);
+    for at in [0, 5 * page, span - page] {
+        let vm = row.vm_linear(span);
+        assert_eq!(vm.leaf_bytes(row.gpa), row.leaf_in(span));
+        vm.memory
+            .end(vm.memory.begin(hva_range(row.hva + at, page)));
+        assert_gone(&row, &vm, span, at, page);
+        if row.has_blocks() {
+            // The block comes back whole: first what is left of it is broken, then it is mapped.
+            assert_eq!(vm.read(row.gpa + at), Outcome::Retry);
+        }
+        assert!(is_mapped(&vm.read(row.gpa + at)));
+        assert_eq!(vm.leaf_bytes(row.gpa), row.leaf_in(span));
+        assert_eq!(vm.mapped_bytes(), span);
         vm.end();
     }
 }
 
-#[test]
-fn a_large_block_is_cut_in_two_steps_and_its_rest_stays() {
-    let cuts = [
-        (0, PAGE),
-        (7 * BLOCK + PAGE, PAGE),
-        (BLOCK, BLOCK),
-        (BLOCK - PAGE, BLOCK + 2 * PAGE),
-        (GIB - PAGE, PAGE),
-    ];
-    for (at, gone) in cuts {
-        let vm = device(GIB);
-        assert_eq!(vm.leaf_bytes(GPA), GIB);
-        vm.memory.end(vm.memory.begin(hva_range(HVA + at, gone)));
-        assert_gone(&vm, GIB, at, gone);
-        let far = if at > GIB / 2 { 0 } else { GIB - BLOCK };
-        assert_eq!(vm.leaf_bytes(GPA + far), BLOCK, "cut no finer than need be");
+fn a_run_is_cut_and_its_rest_stays<F: Format>(row: Row<F>) {
+    let (page, gpa) = (row.page, row.gpa);
+    let Some(run) = row.geometry.run_bytes(Level::PAGE) else {
+        // What would be a run elsewhere is pages, and loses one.
+        let vm = row.vm_linear(4 * page);
+        assert_eq!(vm.leaf_bytes(gpa), page);
+        vm.memory
+            .end(vm.memory.begin(hva_range(row.hva + page, page)));
+        assert_gone(&row, &vm, 4 * page, page, page);
+        return;
+    };
+    for at in [0, page, run - page] {
+        let vm = row.vm_linear(2 * run);
+        assert_eq!((vm.leaf_bytes(gpa), vm.leaf_bytes(gpa + run)), (run, run));
+        vm.machine.fail_allocations_from(0);
+        vm.memory
+            .end(vm.memory.begin(hva_range(row.hva + at, page)));
+        assert_gone(&row, &vm, 2 * run, at, page);
+        let left = gpa + (run / 2 + at) % run / page * page;
+        assert_eq!((vm.leaf_bytes(left), vm.leaf_bytes(gpa + run)), (page, run));
         vm.end();
     }
 }
 
-#[test]
-fn a_cut_keeps_permissions_and_memory_type() {
-    let vm = Vm::new(&[Mapping::device(HVA, BLOCK, DEVICE)]);
-    let flash = region(1, GPA, BLOCK, HVA).read_only();
+fn a_large_block_is_cut_in_steps_and_its_rest_stays<F: Format>(row: Row<F>) {
+    for (level, large) in row.large_leaves() {
+        // A run becomes the leaves that it is made of, a leaf alone those of the next level.
+        let alone = row.geometry.entry_bytes(level);
+        let piece = match level.down() {
+            Some(below) if alone == large => row.geometry.entry_bytes(below),
+            _ => alone,
+        };
+        let page = row.page;
+        let cuts = [
+            (0, page),
+            (7 * piece + page, page),
+            (piece, piece),
+            (piece - page, piece + 2 * page),
+            (large - page, page),
+        ];
+        for (at, gone) in cuts {
+            let vm = row.vm_linear(large);
+            assert_eq!(vm.leaf_bytes(row.gpa), large);
+            vm.memory
+                .end(vm.memory.begin(hva_range(row.hva + at, gone)));
+            assert_gone(&row, &vm, large, at, gone);
+            let far = if at > large / 2 { 0 } else { large - piece };
+            let left = vm.leaf_bytes(row.gpa + far);
+            assert_eq!(left, piece, "cut no finer than need be");
+            vm.end();
+        }
+    }
+}
+
+fn a_cut_keeps_permissions_and_memory_type<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.linear(row.hva, row.span, row.device)]);
+    let flash = region(1, row.gpa, row.span, row.hva).read_only();
     vm.memory.insert(flash).unwrap();
-    let before = vm.memory_type(GPA);
-    vm.memory.end(vm.memory.begin(hva_range(HVA, PAGE)));
-    assert_eq!(vm.memory_type(GPA + PAGE), before);
-    assert_eq!(vm.sees(GPA + PAGE), Some((DEVICE + PAGE, false)));
-    assert!(vm.leaves().iter().all(|leaf| !leaf.execute && !leaf.write));
+    let before = vm.memory_type(row.gpa);
+    vm.memory.end(vm.memory.begin(hva_range(row.hva, row.page)));
+    assert_eq!(vm.memory_type(row.gpa + row.page), before);
+    assert_eq!(
+        vm.sees(row.gpa + row.page),
+        Some((row.device + row.page, false))
+    );
+    // RAM in its place, where devices cannot be mapped, is executable.
+    let execute = row.device_memory().is_none();
+    let alike = |leaf: &Leaf| leaf.execute == execute && !leaf.write;
+    assert!(vm.leaves().iter().all(alike));
 }
 
-#[test]
-fn without_memory_for_a_cut_the_whole_block_goes() {
-    let vm = device(GIB);
+fn without_memory_for_a_cut_the_whole_block_goes<F: Format>(row: Row<F>) {
+    let bytes = row.span;
+    let vm = row.vm_linear(bytes);
     vm.machine.fail_allocations_from(0);
-    let ticket = vm.memory.begin(hva_range(HVA + PAGE, PAGE));
-    assert_eq!(vm.mapped_bytes(), 0);
+    let page = hva_range(row.hva + row.page, row.page);
+    let ticket = vm.memory.begin(page);
+    let left = if row.has_blocks() {
+        0
+    } else {
+        bytes - row.page
+    };
+    assert_eq!(vm.mapped_bytes(), left);
     vm.memory.end(ticket);
     vm.end();
 }
 
-#[test]
-fn a_range_is_clipped_to_the_slot() {
-    let vm = device(4 * PAGE);
-    let wide = hva_range(HVA - 16 * PAGE, 18 * PAGE);
+fn a_range_is_clipped_to_the_slot<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(4 * row.page);
+    let wide = hva_range(row.hva - 16 * row.page, 18 * row.page);
     vm.memory.end(vm.memory.begin(wide));
-    assert_gone(&vm, 4 * PAGE, 0, 2 * PAGE);
+    assert_gone(&row, &vm, 4 * row.page, 0, 2 * row.page);
 }
 
-#[test]
-fn one_that_meets_no_slot_touches_nothing() {
-    let vm = device(4 * PAGE);
+fn one_that_meets_no_slot_touches_nothing<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(4 * row.page);
     vm.machine.record();
-    vm.memory.end(vm.memory.begin(hva_range(HVA + GIB, GIB)));
-    vm.memory.end(vm.memory.begin(hva_range(HVA - PAGE, PAGE)));
+    vm.memory.end(
+        vm.memory
+            .begin(hva_range(row.hva + row.large(), row.large())),
+    );
+    vm.memory
+        .end(vm.memory.begin(hva_range(row.hva - row.page, row.page)));
     assert!(vm.machine.take_events().is_empty());
     let stats = vm.memory.stats();
     assert_eq!((stats.invalidations, stats.invalidations_hit), (2, 0));
 }
 
-#[test]
-fn one_that_finds_nothing_mapped_flushes_nothing() {
-    let vm = Vm::new(&[Mapping::ram(HVA, GIB)]);
-    vm.memory.insert(region(1, GPA, GIB, HVA)).unwrap();
-    vm.memory.end(vm.memory.begin(hva_range(HVA, GIB)));
+fn one_that_finds_nothing_mapped_flushes_nothing<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, row.large())]);
+    vm.memory
+        .insert(region(1, row.gpa, row.large(), row.hva))
+        .unwrap();
+    vm.memory
+        .end(vm.memory.begin(hva_range(row.hva, row.large())));
     assert_eq!(vm.memory.stats().invalidations_hit, 1);
     assert_eq!(vm.machine.flushes(), 0);
 }
 
-#[test]
-fn every_slot_that_shows_the_page_loses_it() {
-    let vm = Vm::new(&[Mapping::ram(HVA, 4 * PAGE)]);
+fn every_slot_that_shows_the_page_loses_it<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, 4 * row.page)]);
     for page in 0..4 {
-        vm.host
-            .put_ram(HVA + page * PAGE, PAGE, 0x8000 + page * PAGE);
+        vm.host.put_ram(
+            row.hva + page * row.page,
+            row.page,
+            row.chosen + page * row.page,
+        );
     }
     // Three views on the same pages, one of them shifted.
-    vm.memory.insert(region(1, GPA, 4 * PAGE, HVA)).unwrap();
-    vm.memory.insert(region(2, 2 * GPA, 4 * PAGE, HVA)).unwrap();
-    let shifted = region(3, 3 * GPA, 2 * PAGE, HVA + 2 * PAGE);
-    vm.memory.insert(shifted).unwrap();
-    assert_eq!(vm.mapped_bytes(), 10 * PAGE);
     vm.memory
-        .end(vm.memory.begin(hva_range(HVA + 2 * PAGE, PAGE)));
-    for gpa in [GPA + 2 * PAGE, 2 * GPA + 2 * PAGE, 3 * GPA] {
+        .insert(region(1, row.gpa, 4 * row.page, row.hva))
+        .unwrap();
+    vm.memory
+        .insert(region(2, 2 * row.gpa, 4 * row.page, row.hva))
+        .unwrap();
+    let shifted = region(3, 3 * row.gpa, 2 * row.page, row.hva + 2 * row.page);
+    vm.memory.insert(shifted).unwrap();
+    assert_eq!(vm.mapped_bytes(), 10 * row.page);
+    vm.memory
+        .end(vm.memory.begin(hva_range(row.hva + 2 * row.page, row.page)));
+    for gpa in [
+        row.gpa + 2 * row.page,
+        2 * row.gpa + 2 * row.page,
+        3 * row.gpa,
+    ] {
         assert_eq!(vm.sees(gpa), None);
     }
-    assert_eq!(vm.mapped_bytes(), 7 * PAGE);
+    assert_eq!(vm.mapped_bytes(), 7 * row.page);
 }
 
-#[test]
-fn nested_and_overlapping_ones_stall_until_the_last_ends() {
-    let vm = device(4 * PAGE);
-    let first = vm.memory.begin(hva_range(HVA, 3 * PAGE));
-    let second = vm.memory.begin(hva_range(HVA + PAGE, 3 * PAGE));
-    let third = vm.memory.begin(hva_range(HVA + PAGE, PAGE));
+fn nested_and_overlapping_ones_stall_until_the_last_ends<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(4 * row.page);
+    let first = vm.memory.begin(hva_range(row.hva, 3 * row.page));
+    let second = vm.memory.begin(hva_range(row.hva + row.page, 3 * row.page));
+    let third = vm.memory.begin(hva_range(row.hva + row.page, row.page));
     assert_eq!(vm.mapped_bytes(), 0);
     vm.memory.end(second);
-    assert_eq!(vm.read(GPA + 3 * PAGE), Outcome::Retry, "same span");
+    assert_eq!(vm.read(row.gpa + 3 * row.page), Outcome::Retry, "same span");
     vm.memory.end(first);
-    assert_eq!(vm.read(GPA), Outcome::Retry);
+    assert_eq!(vm.read(row.gpa), Outcome::Retry);
     vm.memory.end(third);
     for page in 0..4 {
-        assert!(is_mapped(&vm.read(GPA + page * PAGE)));
+        assert!(is_mapped(&vm.read(row.gpa + page * row.page)));
     }
 }
 
-#[test]
-fn one_that_meets_another_flushes_even_what_it_does_not_find() {
-    let vm = device(4 * PAGE);
-    let first = vm.memory.begin(hva_range(HVA, 4 * PAGE));
+fn one_that_meets_another_flushes_even_what_it_does_not_find<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(4 * row.page);
+    let first = vm.memory.begin(hva_range(row.hva, 4 * row.page));
     let flushes = vm.machine.flushes();
-    let second = vm.memory.begin(hva_range(HVA, PAGE));
+    let second = vm.memory.begin(hva_range(row.hva, row.page));
     assert_eq!(vm.machine.flushes(), flushes + 1, "P6");
     vm.memory.end(first);
     vm.memory.end(second);
 }
 
-#[test]
-fn a_fault_in_the_flush_of_one_cannot_bring_the_page_back() {
-    let vm = device(PAGE);
+fn a_fault_in_the_flush_of_one_cannot_bring_the_page_back<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(row.page);
     let outcome = Arc::new(std::sync::Mutex::new(None));
     let (memory, seen) = (Arc::downgrade(&vm.memory), Arc::clone(&outcome));
     vm.machine.on_flush(move |_| {
         if let Some(memory) = memory.upgrade() {
             let access = slat::table::attributes::Access::Read;
-            let got = crate::vm::fault(&mut memory.vcpu(), GPA, access);
+            let got = crate::vm::fault(&mut memory.vcpu(), row.gpa, access);
             *seen.lock().unwrap() = Some(got);
         }
     });
-    let ticket = vm.memory.begin(hva_range(HVA, PAGE));
+    let ticket = vm.memory.begin(hva_range(row.hva, row.page));
     vm.machine.clear_flush_hook();
     assert_eq!(*outcome.lock().unwrap(), Some(Outcome::Retry));
     assert_eq!(vm.mapped_bytes(), 0);
     vm.memory.end(ticket);
 }
 
-#[test]
-fn a_transaction_waits_for_one_over_its_new_slot_and_for_no_other() {
-    let vm = Vm::new(&[Mapping::ram(HVA, 4 * PAGE)]);
-    let elsewhere = vm.memory.begin(hva_range(HVA + PAGE, PAGE));
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+fn a_transaction_waits_for_one_over_its_new_slot_and_for_no_other<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, 4 * row.page)]);
+    let elsewhere = vm.memory.begin(hva_range(row.hva + row.page, row.page));
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
     vm.memory.end(elsewhere);
 
     let ended = AtomicBool::new(false);
-    let here = vm.memory.begin(hva_range(HVA + 2 * PAGE, PAGE));
+    let here = vm.memory.begin(hva_range(row.hva + 2 * row.page, row.page));
     std::thread::scope(|scope| {
         let (vm, ended) = (&vm, &ended);
         scope.spawn(move || {
-            let slot = region(2, 2 * GPA, 2 * PAGE, HVA + 2 * PAGE);
+            let slot = region(2, 2 * row.gpa, 2 * row.page, row.hva + 2 * row.page);
             vm.memory.insert(slot).unwrap();
             assert!(ended.load(Ordering::SeqCst), "it did not wait");
         });
@@ -223,76 +281,79 @@ fn a_transaction_waits_for_one_over_its_new_slot_and_for_no_other() {
         vm.memory.end(here);
     });
     assert_eq!(vm.memory.slots().slots().len(), 2);
-    assert!(is_mapped(&vm.read(2 * GPA)));
+    assert!(is_mapped(&vm.read(2 * row.gpa)));
 }
 
-#[test]
-fn deleting_waits_for_none() {
-    let vm = device(PAGE);
-    let ticket = vm.memory.begin(hva_range(HVA, PAGE));
+fn deleting_waits_for_none<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(row.page);
+    let ticket = vm.memory.begin(hva_range(row.hva, row.page));
     vm.memory.remove(SlotId(1)).unwrap();
     vm.memory.end(ticket);
     vm.end();
 }
 
-#[test]
-fn age_and_young_look_at_every_slot_and_only_at_the_range() {
-    let vm = Vm::new(&[Mapping::ram(HVA, 2 * BLOCK)]);
-    for (id, gpa) in [(1, GPA), (2, 2 * GPA)] {
-        let slot = region(id, gpa, 2 * BLOCK, HVA).mapping(When::OnFault);
+fn age_and_young_look_at_every_slot_and_only_at_the_range<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, 2 * row.span)]);
+    for (id, gpa) in [(1, row.gpa), (2, 2 * row.gpa)] {
+        let slot = region(id, gpa, 2 * row.span, row.hva).mapping(When::OnFault);
         vm.memory.insert(slot).unwrap();
     }
-    let page = hva_range(HVA + PAGE, PAGE);
+    let page = hva_range(row.hva + row.page, row.page);
     assert!(!vm.memory.test_young(page));
-    assert!(is_mapped(&vm.read(2 * GPA + PAGE)));
+    assert!(is_mapped(&vm.read(2 * row.gpa + row.page)));
     assert!(vm.memory.test_young(page));
-    assert!(!vm.memory.test_young(hva_range(HVA, PAGE)));
-    assert!(!vm.memory.age(hva_range(HVA + BLOCK, BLOCK)));
-    assert!(vm.memory.age(hva_range(HVA, 2 * BLOCK)));
-    assert!(!vm.memory.test_young(page));
+    assert!(!vm.memory.test_young(hva_range(row.hva, row.page)));
+    assert!(!vm.memory.age(hva_range(row.hva + row.span, row.span)));
+    assert!(vm.memory.age(hva_range(row.hva, 2 * row.span)));
+    assert_eq!(vm.memory.test_young(page), !row.ages());
     let before = vm.machine.flushes();
     assert_eq!(before, 0, "aging flushes nothing");
-    assert_eq!(vm.mapped_bytes(), PAGE, "and takes nothing away");
+    assert_eq!(vm.mapped_bytes(), row.page, "and takes nothing away");
 }
 
-#[test]
-fn a_block_is_young_as_a_whole() {
-    let vm = device(GIB);
-    let inside = hva_range(HVA + 3 * BLOCK, PAGE);
+fn a_block_is_young_as_a_whole<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(row.span);
+    let inside = hva_range(row.hva + 3 * row.page, row.page);
     assert!(vm.memory.age(inside));
-    assert!(!vm.memory.test_young(hva_range(HVA, GIB)));
-    assert_eq!(vm.leaf_bytes(GPA), GIB);
+    // Where there are pages only, or no accessed bits, the others are as young as they were.
+    let young = !(row.has_blocks() && row.ages());
+    let all = hva_range(row.hva, row.span);
+    assert_eq!(vm.memory.test_young(all), young);
+    assert_eq!(vm.memory.test_young(inside), !row.ages());
+    assert_eq!(vm.leaf_bytes(row.gpa), row.leaf_in(row.span));
 }
 
-#[test]
-fn release_takes_everything_away() {
-    let vm = Vm::new(&[Mapping::device(HVA, BLOCK, DEVICE)]);
-    vm.memory.insert(region(1, GPA, BLOCK, HVA)).unwrap();
-    vm.memory.insert(region(2, 2 * GPA, PAGE, HVA)).unwrap();
+fn release_takes_everything_away<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.linear(row.hva, row.span, row.device)]);
+    vm.memory
+        .insert(region(1, row.gpa, row.span, row.hva))
+        .unwrap();
+    vm.memory
+        .insert(region(2, 2 * row.gpa, row.page, row.hva))
+        .unwrap();
     // The host stops answering first.
-    vm.host.unmap(hva_range(HVA, BLOCK));
+    vm.host.unmap(hva_range(row.hva, row.span));
     vm.memory.release();
     assert_eq!(vm.mapped_bytes(), 0);
-    assert!(matches!(vm.read(GPA), Outcome::Denied { .. }));
+    assert!(matches!(vm.read(row.gpa), Outcome::Denied { .. }));
     vm.end();
 }
 
-#[test]
-fn one_that_is_forgotten_stalls_and_does_no_harm() {
-    let vm = device(PAGE);
-    core::mem::forget(vm.memory.invalidate(hva_range(HVA, PAGE)));
-    assert_eq!(vm.read(GPA), Outcome::Retry);
+fn one_that_is_forgotten_stalls_and_does_no_harm<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(row.page);
+    core::mem::forget(vm.memory.invalidate(hva_range(row.hva, row.page)));
+    assert_eq!(vm.read(row.gpa), Outcome::Retry);
     assert_eq!(vm.mapped_bytes(), 0);
     vm.end();
 }
 
-#[test]
-fn statistics_count_what_happened() {
-    let vm = device(BLOCK);
-    vm.memory.end(vm.memory.begin(hva_range(HVA, PAGE)));
-    vm.memory.end(vm.memory.begin(hva_range(HVA + BLOCK, PAGE)));
-    vm.memory.age(hva_range(HVA, PAGE));
-    vm.memory.test_young(hva_range(HVA, PAGE));
+fn statistics_count_what_happened<F: Format>(row: Row<F>) {
+    let vm = row.vm_linear(row.span);
+    vm.memory.end(vm.memory.begin(hva_range(row.hva, row.page)));
+    vm.memory
+        .end(vm.memory.begin(hva_range(row.hva + row.span, row.page)));
+    vm.memory.age(hva_range(row.hva, row.page));
+    vm.memory.test_young(hva_range(row.hva, row.page));
     let stats = vm.memory.stats();
     assert_eq!((stats.invalidations, stats.invalidations_hit), (2, 1));
     assert_eq!((stats.agings, stats.transactions), (2, 1));
@@ -301,20 +362,25 @@ fn statistics_count_what_happened() {
     assert_eq!(stats.table_bytes, vm.machine.live_bytes());
 }
 
-#[test]
-fn a_ticket_of_another_vm_is_ignored() {
-    let backing = [Mapping::ram(HVA, PAGE)];
-    let (ours, theirs) = (Vm::new(&backing), Vm::new(&backing));
+fn a_ticket_of_another_vm_is_ignored<F: Format>(row: Row<F>) {
+    let backing = [row.ram(row.hva, row.page)];
+    let (ours, theirs) = (row.vm(&backing), row.vm(&backing));
     for vm in [&ours, &theirs] {
-        vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+        vm.memory
+            .insert(region(1, row.gpa, row.page, row.hva))
+            .unwrap();
     }
-    let own = theirs.memory.begin(hva_range(HVA, PAGE));
-    let foreign = ours.memory.begin(hva_range(HVA, PAGE));
+    let own = theirs.memory.begin(hva_range(row.hva, row.page));
+    let foreign = ours.memory.begin(hva_range(row.hva, row.page));
     theirs.memory.end(foreign);
-    assert_eq!(theirs.read(GPA), Outcome::Retry, "its own is still up");
-    assert_eq!(ours.read(GPA), Outcome::Retry, "and so is ours, for good");
+    assert_eq!(theirs.read(row.gpa), Outcome::Retry, "its own is still up");
+    assert_eq!(
+        ours.read(row.gpa),
+        Outcome::Retry,
+        "and so is ours, for good"
+    );
     theirs.memory.end(own);
-    assert!(is_mapped(&theirs.read(GPA)));
+    assert!(is_mapped(&theirs.read(row.gpa)));
 }
 
 #[test]
@@ -328,4 +394,28 @@ fn tickets_of_invalidations_under_way_are_told_apart() {
     for ticket in tickets {
         vm.memory.end(ticket);
     }
+}
+
+crate::rows::for_every_format! {
+    nothing_is_mapped_when_it_returns_and_everything_is_flushed,
+    a_block_is_cut_and_its_rest_stays,
+    a_run_is_cut_and_its_rest_stays,
+    a_large_block_is_cut_in_steps_and_its_rest_stays,
+    a_cut_keeps_permissions_and_memory_type,
+    without_memory_for_a_cut_the_whole_block_goes,
+    a_range_is_clipped_to_the_slot,
+    one_that_meets_no_slot_touches_nothing,
+    one_that_finds_nothing_mapped_flushes_nothing,
+    every_slot_that_shows_the_page_loses_it,
+    nested_and_overlapping_ones_stall_until_the_last_ends,
+    one_that_meets_another_flushes_even_what_it_does_not_find,
+    a_fault_in_the_flush_of_one_cannot_bring_the_page_back,
+    a_transaction_waits_for_one_over_its_new_slot_and_for_no_other,
+    deleting_waits_for_none,
+    age_and_young_look_at_every_slot_and_only_at_the_range,
+    a_block_is_young_as_a_whole,
+    release_takes_everything_away,
+    one_that_is_forgotten_stalls_and_does_no_harm,
+    statistics_count_what_happened,
+    a_ticket_of_another_vm_is_ignored,
 }

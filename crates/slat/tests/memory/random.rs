@@ -456,7 +456,7 @@ impl<'m> Run<'m> {
                 let was = host.look(range.start().raw());
                 host.unmap(range);
                 let device = big_device();
-                let is_device = was.is_some_and(|(hpa, _)| hpa == device.device);
+                let is_device = was.is_some_and(|(hpa, _)| Some(hpa) == device.device);
                 host.map(if is_device { mappings()[5] } else { device });
             }
         }

@@ -38,9 +38,10 @@ pub(crate) enum Failure {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mapping {
     pub(crate) vma: Vma,
-    /// For PFNMAP: the host physical address of the first byte.
-    pub(crate) device: u64,
-    /// The blocks that faults bring (RAM) or that one answer shows (PFNMAP), in bytes.
+    /// Where it is there without a fault and linear, as a device is: the host physical address of
+    /// the first byte.
+    pub(crate) device: Option<u64>,
+    /// The blocks that faults bring, or that one answer shows where it is linear, in bytes.
     pub(crate) block: u64,
     /// Whether a read brings a page that only a later write makes writable.
     pub(crate) copy_on_write: bool,
@@ -66,6 +67,8 @@ struct Pages {
     blocks: BTreeMap<u64, Block>,
     failures: BTreeMap<u64, Failure>,
     questions: Vec<Question>,
+    /// Where the frames begin.
+    frames: u64,
     next_frame: u64,
     hook: Option<Hook>,
 }
@@ -91,7 +94,7 @@ impl Pages {
     }
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct ScriptedHost {
     mappings: Arc<RwLock<Vec<Mapping>>>,
     pages: Arc<Mutex<Pages>>,
@@ -111,7 +114,7 @@ impl Mapping {
                 kind: PageKind::Ram,
                 memory: MemoryType::WriteBack,
             },
-            device: 0,
+            device: None,
             block: PAGE_SIZE,
             copy_on_write: false,
             backwards: false,
@@ -124,13 +127,20 @@ impl Mapping {
         let mut mapping = Self::ram(start, bytes);
         mapping.vma.kind = PageKind::Pfnmap;
         mapping.vma.memory = MemoryType::Device;
-        mapping.device = hpa;
+        mapping.device = Some(hpa);
         mapping.block = 1 << 63;
         mapping
     }
 
     pub(crate) fn blocks(mut self, bytes: u64) -> Self {
         self.block = bytes;
+        self
+    }
+
+    /// RAM that is as linear as a device.
+    pub(crate) fn is_ram(mut self) -> Self {
+        self.vma.kind = PageKind::Ram;
+        self.vma.memory = MemoryType::WriteBack;
         self
     }
 
@@ -162,12 +172,16 @@ impl Mapping {
         }
     }
 
-    /// What a device shows around `hva`.
-    fn device_page(&self, hva: u64) -> HostPage {
+    /// What is shown around `hva` where the mapping is linear from `device` on. A host's own memory
+    /// comes in natural blocks.
+    fn linear_page(&self, device: u64, hva: u64) -> HostPage {
         let range = self.vma.range;
-        let block = HvaRange::block_around(Hva::new(hva), self.block)
-            .and_then(|block| block.intersection(&range))
-            .unwrap_or(range);
+        let block = match self.vma.kind {
+            PageKind::Ram => self.block_around(hva),
+            PageKind::Pfnmap => HvaRange::block_around(Hva::new(hva), self.block)
+                .and_then(|block| block.intersection(&range))
+                .unwrap_or(range),
+        };
         let offset = if self.backwards {
             range.end().raw() - block.end().raw()
         } else {
@@ -175,9 +189,9 @@ impl Mapping {
         };
         HostPage {
             block,
-            hpa: Hpa::new(self.device + offset),
+            hpa: Hpa::new(device + offset),
             writable: self.vma.writable,
-            kind: PageKind::Pfnmap,
+            kind: self.vma.kind,
             memory: self.page_memory.unwrap_or(self.vma.memory),
         }
     }
@@ -185,7 +199,19 @@ impl Mapping {
 
 impl ScriptedHost {
     pub(crate) fn new(mappings: &[Mapping]) -> Self {
-        let host = Self::default();
+        Self::with_frames(FRAMES, mappings)
+    }
+
+    /// One whose frames begin at `frames`.
+    pub(crate) fn with_frames(frames: u64, mappings: &[Mapping]) -> Self {
+        let pages = Pages {
+            frames,
+            ..Pages::default()
+        };
+        let host = Self {
+            mappings: Arc::default(),
+            pages: Arc::new(Mutex::new(pages)),
+        };
         for mapping in mappings {
             host.map(*mapping);
         }
@@ -249,6 +275,21 @@ impl ScriptedHost {
         }
     }
 
+    /// Cuts the block at `hva` into pieces of `bytes` in place.
+    pub(crate) fn cut(&self, hva: u64, bytes: u64) {
+        let mut pages = self.pages();
+        let whole = pages.blocks.remove(&hva).expect("a block");
+        for offset in (0..whole.bytes / bytes).map(|piece| piece * bytes) {
+            let hpa = whole.hpa + offset;
+            let piece = Block {
+                bytes,
+                hpa,
+                ..whole
+            };
+            pages.blocks.insert(hva + offset, piece);
+        }
+    }
+
     /// The blocks of which a part lies in `range`.
     pub(crate) fn blocks_touching(&self, range: HvaRange) -> Vec<HvaRange> {
         let pages = self.pages();
@@ -260,11 +301,11 @@ impl ScriptedHost {
     /// Moves the whole blocks in `range` to other frames.
     pub(crate) fn migrate(&self, range: HvaRange) {
         let mut pages = self.pages();
-        let mut frame = pages.next_frame;
+        let (first, mut frame) = (pages.frames, pages.next_frame);
         for (hva, block) in &mut pages.blocks {
             if range.covers(&hva_range(*hva, block.bytes)) {
                 frame = frame.next_multiple_of(block.bytes);
-                block.hpa = FRAMES + frame;
+                block.hpa = first + frame;
                 frame += block.bytes;
             }
         }
@@ -328,9 +369,9 @@ impl ScriptedHost {
 
     fn page(&self, hva: u64) -> Option<HostPage> {
         let mapping = self.find(hva)?;
-        match mapping.vma.kind {
-            PageKind::Pfnmap => Some(mapping.device_page(hva)),
-            PageKind::Ram => self.present(&mapping, hva),
+        match mapping.device {
+            Some(device) => Some(mapping.linear_page(device, hva)),
+            None => self.present(&mapping, hva),
         }
     }
 
@@ -386,7 +427,7 @@ impl ScriptedHost {
         pages.next_frame = frame + range.bytes();
         let block = Block {
             bytes: range.bytes(),
-            hpa: FRAMES + frame,
+            hpa: pages.frames + frame,
             writable: access == Access::Write || !mapping.copy_on_write,
             memory: mapping.vma.memory,
         };
@@ -414,8 +455,8 @@ impl ScriptedHost {
         if access == Access::Write && !mapping.vma.writable {
             return Err(ResolveError::NotPermitted { hva: at, access });
         }
-        if mapping.vma.kind == PageKind::Pfnmap {
-            return Ok(mapping.device_page(hva));
+        if let Some(device) = mapping.device {
+            return Ok(mapping.linear_page(device, hva));
         }
         let allows = |page: &HostPage| page.writable || access != Access::Write;
         if let Some(page) = self.present(&mapping, hva).filter(allows) {

@@ -8,15 +8,18 @@ use slat::region::{Region, Slot, SlotId};
 use slat::table::address::{Gpa, GpaRange, HvaRange, PAGE_SIZE};
 use slat::table::attributes::{Access, MemoryType};
 use slat::table::format::arm64::{Arm64, Arm64Features};
+use slat::table::format::{EncodeError, Format};
 use slat::table::lock::StdLocks;
 use slat::table::simulated::SimulatedPlatform;
+use slat::table::table::LeavesError;
+use slat::vcpu::FaultError;
 use slat::{Fault, GuestMemory, Outcome, Vcpu};
 
 use crate::scripted_host::{Mapping, ScriptedHost};
 
 pub(crate) type Machine = SimulatedPlatform<StdLocks>;
-pub(crate) type Memory = GuestMemory<Arm64, ScriptedHost, Machine>;
-pub(crate) type TestVcpu<'m> = Vcpu<'m, Arm64, ScriptedHost, Machine>;
+pub(crate) type Memory<F = Arm64> = GuestMemory<F, ScriptedHost, Machine>;
+pub(crate) type TestVcpu<'m, F = Arm64> = Vcpu<'m, F, ScriptedHost, Machine>;
 
 pub(crate) const PAGE: u64 = PAGE_SIZE;
 pub(crate) const MIB: u64 = 1 << 20;
@@ -48,8 +51,9 @@ pub(crate) const OLD: Arm64Features = Arm64Features {
     ..MODERN
 };
 
-pub(crate) struct Vm {
-    pub(crate) memory: Arc<Memory>,
+/// A VM; of a scenario that is about one format, on Arm with pages of 4 KiB.
+pub(crate) struct Vm<F: Format = Arm64> {
+    pub(crate) memory: Arc<Memory<F>>,
     pub(crate) host: ScriptedHost,
     pub(crate) machine: Machine,
 }
@@ -61,6 +65,11 @@ pub(crate) fn gpa_range(start: u64, bytes: u64) -> GpaRange {
 pub(crate) fn region(id: u32, gpa: u64, bytes: u64, hva: u64) -> Region {
     let hva = slat::table::address::Hva::new(hva);
     Region::new(SlotId(id), Gpa::new(gpa), bytes, hva)
+}
+
+/// Multiples of `stride` below `bytes`.
+pub(crate) fn steps(bytes: u64, stride: u64) -> impl Iterator<Item = u64> {
+    (0..bytes / stride).map(move |step| step * stride)
 }
 
 /// A leaf as the guest sees it.
@@ -93,7 +102,22 @@ impl Vm {
     }
 
     pub(crate) fn with(config: Config, features: Arm64Features, mappings: &[Mapping]) -> Self {
-        let (host, machine) = (ScriptedHost::new(mappings), Machine::new());
+        Self::on(
+            Machine::new(),
+            ScriptedHost::new(mappings),
+            features,
+            config,
+        )
+    }
+}
+
+impl<F: Format> Vm<F> {
+    pub(crate) fn on(
+        machine: Machine,
+        host: ScriptedHost,
+        features: F::Features,
+        config: Config,
+    ) -> Self {
         let memory = GuestMemory::new(host.clone(), machine.clone(), features, config).unwrap();
         Self {
             memory,
@@ -125,19 +149,26 @@ impl Vm {
         Some(found.attributes.memory)
     }
 
-    /// Size of the leaf around `gpa`, 0 if there is none.
+    /// Size of the leaf around `gpa`, or of the run that it is one of; 0 if there is none.
     pub(crate) fn leaf_bytes(&self, gpa: u64) -> u64 {
         let geometry = self.memory.table().geometry();
-        let found = self.memory.translate(Gpa::new(gpa));
-        found.map_or(0, |found| geometry.entry_bytes(found.level))
+        let Some(found) = self.memory.translate(Gpa::new(gpa)) else {
+            return 0;
+        };
+        let run = geometry.run_bytes(found.level);
+        let run = run.filter(|_| found.attributes.contiguous);
+        run.unwrap_or(geometry.entry_bytes(found.level))
     }
 
     pub(crate) fn leaves(&self) -> Vec<Leaf> {
         let table = self.memory.table();
         let mut leaves = Vec::new();
-        table.for_each_leaf(&gpa_range(0, 1 << 40), |range, _| {
-            leaves.push(range);
-        });
+        table.for_each_leaf(
+            &gpa_range(0, 1 << table.geometry().address_bits()),
+            |range, _| {
+                leaves.push(range);
+            },
+        );
         let describe = |range: GpaRange| {
             let found = self.memory.translate(range.start()).unwrap();
             let permissions = found.attributes.permissions;
@@ -186,11 +217,20 @@ impl Vm {
     }
 }
 
-pub(crate) fn fault(vcpu: &mut TestVcpu<'_>, gpa: u64, access: Access) -> Outcome {
+pub(crate) fn fault<F: Format>(vcpu: &mut TestVcpu<'_, F>, gpa: u64, access: Access) -> Outcome {
     let gpa = Gpa::new(gpa);
     vcpu.fault(Fault { gpa, access }).unwrap()
 }
 
 pub(crate) fn is_mapped(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Mapped { .. })
+}
+
+/// What cannot be encoded of the leaf for a read of `gpa`.
+pub(crate) fn unencodable<F: Format>(vm: &Vm<F>, gpa: u64) -> EncodeError {
+    let (gpa, access) = (Gpa::new(gpa), Access::Read);
+    match vm.memory.vcpu().fault(Fault { gpa, access }) {
+        Err(FaultError::Unencodable(LeavesError::Encode(cause))) => cause,
+        other => panic!("{other:?}"),
+    }
 }
