@@ -8,6 +8,7 @@
 
 mod check;
 mod explain;
+mod formats;
 mod manual;
 mod run;
 
@@ -29,6 +30,9 @@ Examples:
   slat check vm.trace                       judge what happened, again
   slat explain layout.toml                  what is mapped when, why not in larger blocks
   slat explain --pid $$                     the same of a running process
+  slat explain layout.toml --format ept-4   the same with the tables of another architecture
+  slat explain layout.toml --format all     what it costs with each of them
+  slat formats                              which there are
 
 Exit codes: 0 nothing was found, 1 a violation was found, 2 the input is bad or something could \
 not be read or written.";
@@ -47,6 +51,8 @@ enum Command {
     Run(run::Options),
     /// Explain what of a memory layout would be mapped when, and why not better
     Explain(explain::Options),
+    /// List the formats that a guest's tables can have
+    Formats(formats::Options),
     /// Judge a trace
     Check(check::Options),
     /// Print a completion script for a shell
@@ -104,6 +110,7 @@ fn execute(command: &Command) -> Result<Ending, Failure> {
     match command {
         Command::Run(options) => run::run(options),
         Command::Explain(options) => explain::run(options),
+        Command::Formats(options) => formats::run(options),
         Command::Check(options) => check::run(options),
         Command::Completions(options) => manual::completions(options),
         Command::Man => manual::page(),

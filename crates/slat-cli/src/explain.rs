@@ -1,14 +1,17 @@
 //! `slat explain`: what of a memory layout would be mapped when, in which blocks, and why not
 //! better.
 //!
-//! The layout's mappings and slots are made with the real engine on real stage-2 tables (`engine`),
-//! on a host that shows memory as Linux would (`zones`) and has none (`paper`). So what is said was
-//! counted, and every change that is proposed (`advice`, `change`) was tried.
+//! The layout's mappings and slots are made with the real engine on real tables of the layout's
+//! format (`engine`, `platform`), on a host that shows memory as Linux would (`zones`) and has none
+//! (`paper`). So what is said was counted, and every change that is proposed (`advice`, `change`)
+//! was tried.
 
 mod advice;
 mod change;
-mod engine;
+mod compare;
+pub(crate) mod engine;
 mod paper;
+mod platform;
 #[cfg(target_os = "linux")]
 pub mod process;
 mod reasons;
@@ -16,9 +19,10 @@ mod text;
 mod zones;
 
 use serde::Serialize;
-use slat_report::Blocks;
+use slat_report::{Blocks, Flushes};
 
 pub use advice::Advise;
+pub use compare::{Comparison, Cost, LeftOut, Life};
 pub use engine::ExamineError;
 
 use crate::layout::{Kind, Layout};
@@ -26,22 +30,33 @@ use advice::Fix;
 use change::ChangeKind;
 use engine::{Facts, PartFacts, SlotFacts};
 
+/// How a layout is examined with the tables of one format.
+pub(crate) type Examine = fn(&Layout) -> Result<Facts, ExamineError>;
+
 /// What becomes of a layout. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Explanation {
+    /// The format of the guest's tables.
+    pub format: &'static str,
     /// Width of a guest physical address in bits.
     pub address_bits: u8,
     /// One for each slot, in the layout's order.
     pub slots: Vec<SlotExplained>,
     /// Entries that map memory, once everything is mapped.
     pub entries: u64,
+    /// How many of them lie in runs, which hardware may keep as one translation each.
+    pub entries_in_runs: u64,
     /// Bytes of all tables then, the root's included.
     pub table_bytes: u64,
     /// Faults of a guest that touches everything.
     pub faults: u64,
     /// The same if nothing were mapped at creation.
     pub faults_without_creation: u64,
+    /// TLB maintenance while everything is mapped.
+    pub flushes: Flushes,
+    /// TLB maintenance when the host takes every mapping away, one after the other.
+    pub removal_flushes: Flushes,
     /// What else there is to know, such as what was left out.
     pub notes: Vec<String>,
 }
@@ -177,23 +192,28 @@ fn total(layout: &Layout, facts: &Facts, slots: Vec<SlotExplained>) -> Explanati
     let parts = || facts.slots.iter().flat_map(|slot| &slot.parts);
     let entries = facts.slots.iter().map(SlotFacts::entries).sum();
     Explanation {
+        format: layout.format.name(),
         address_bits: layout.address_bits,
         slots,
         entries,
+        entries_in_runs: parts().map(|part| part.in_runs).sum(),
         table_bytes: facts.table_bytes,
-        faults: parts().map(|part| part.on_fault.count()).sum(),
-        faults_without_creation: entries,
+        faults: parts().map(|part| part.faults).sum(),
+        faults_without_creation: parts().map(|part| part.faults_for_all).sum(),
+        flushes: facts.flushes,
+        removal_flushes: facts.removal_flushes,
         notes: Vec::new(),
     }
 }
 
 fn explain_part(layout: &Layout, part: &PartFacts, fixes: Vec<Fix>) -> PartExplained {
     let mapping = part.mapping.map(|index| &layout.mappings[index]);
+    let sizes = layout.format.sizes();
     let because = |reasons: &[(slat::report::Reason, u64)]| {
         let one = |(reason, bytes): &(_, u64)| Because {
             bytes: *bytes,
-            reason: reasons::detailed(*reason, part, mapping),
-            obvious: reasons::is_obvious(*reason, *bytes, part),
+            reason: reasons::detailed(*reason, part, mapping, &sizes),
+            obvious: reasons::is_obvious(*reason, *bytes, part, &sizes),
         };
         reasons.iter().map(one).collect()
     };
@@ -208,8 +228,8 @@ fn explain_part(layout: &Layout, part: &PartFacts, fixes: Vec<Fix>) -> PartExpla
         at_creation: part.at_creation.clone(),
         on_fault: part.on_fault.clone(),
         entries: part.entries(),
-        faults: part.on_fault.count(),
-        faults_without_creation: part.entries(),
+        faults: part.faults,
+        faults_without_creation: part.faults_for_all,
         not_at_creation: match mapping {
             Some(mapping) if mapping.kind == Kind::NoAccess => vec![Because {
                 bytes: part.bytes,

@@ -1,7 +1,8 @@
 //! A memory layout: what a host process has mapped, and which slots of guest memory it makes of it.
 //!
 //! This is the input of `slat explain`, read from a TOML file by [`parse`] or taken from a running
-//! process. Numbers are in bytes.
+//! process. Numbers are in bytes. Addresses and sizes are multiples of the page of the format that
+//! the guest's tables have.
 //!
 //! ```
 //! let layout = slat_cli::layout::parse(
@@ -29,14 +30,10 @@ mod file;
 use core::fmt;
 use core::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 pub use file::parse;
-pub(crate) use file::parse_with_places;
+pub(crate) use file::{Places, parse_with_places};
 
-/// End of the host physical addresses that a device may have. What is above is where the model puts
-/// the host's RAM; addresses have 48 bits.
-pub const DEVICE_END: u64 = 1 << 47;
+use crate::format::Row;
 
 /// End of the host virtual addresses.
 pub const HOST_END: u64 = u64::MAX - 0xfff;
@@ -48,6 +45,8 @@ pub const HOST_END: u64 = u64::MAX - 0xfff;
     reason = "plain values for a caller to fill in"
 )]
 pub struct Layout {
+    /// The format of the guest's tables.
+    pub format: &'static Row,
     /// Width of a guest physical address in bits.
     pub address_bits: u8,
     /// What the host process has mapped. They do not overlap.
@@ -65,9 +64,9 @@ pub struct Layout {
 pub struct Mapping {
     /// For people.
     pub name: String,
-    /// First host virtual address, a multiple of 4 KiB.
+    /// First host virtual address, a multiple of the format's page.
     pub hva: u64,
-    /// Size in bytes, a multiple of 4 KiB.
+    /// Size in bytes, a multiple of the format's page.
     pub bytes: u64,
     /// What is behind it.
     pub kind: Kind,
@@ -107,26 +106,23 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The largest pages in which a host maps something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The largest pages in which a host maps something. What sizes these are,
+/// [`Sizes`](crate::format::Sizes) says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(
     clippy::exhaustive_enums,
-    reason = "the block sizes of a 4 KiB granule"
+    reason = "the kinds of pages that hosts have"
 )]
 pub enum Pages {
-    /// What the host does by itself: transparent huge pages of 2 MiB for anonymous memory, 4 KiB
-    /// for files, and for PFNMAP the largest that addresses allow.
+    /// What the host does by itself: transparent huge pages for anonymous memory, pages for files,
+    /// and for PFNMAP the largest that addresses allow.
     #[default]
-    #[serde(rename = "auto")]
     Auto,
-    /// 4 KiB.
-    #[serde(rename = "4K")]
+    /// Pages: 4 KiB, or what a page of the format has.
     Small,
-    /// 2 MiB.
-    #[serde(rename = "2M")]
+    /// Huge pages: 2 MiB where pages have 4 KiB, as a rule.
     Huge,
-    /// 1 GiB.
-    #[serde(rename = "1G")]
+    /// Gigantic pages: 1 GiB where pages have 4 KiB, as a rule.
     Gigantic,
 }
 
@@ -138,11 +134,11 @@ pub enum Resident {
     Nothing,
     /// Everything, in pages as large as they can be.
     All,
-    /// Some bytes in 2 MiB pages and some in 4 KiB pages; where, is not known.
+    /// Some bytes in huge pages and some in pages; where, is not known.
     Some {
-        /// Bytes in 2 MiB pages.
+        /// Bytes in huge pages.
         huge: u64,
-        /// Bytes in 4 KiB pages.
+        /// Bytes in pages.
         small: u64,
     },
 }
@@ -158,11 +154,11 @@ pub struct Slot {
     pub name: String,
     /// Its number.
     pub id: u32,
-    /// First guest physical address, a multiple of 4 KiB.
+    /// First guest physical address, a multiple of the format's page.
     pub gpa: u64,
-    /// Size in bytes, a multiple of 4 KiB.
+    /// Size in bytes, a multiple of the format's page.
     pub bytes: u64,
-    /// Host virtual address behind the first byte, a multiple of 4 KiB.
+    /// Host virtual address behind the first byte, a multiple of the format's page.
     pub hva: u64,
     /// The guest may not write.
     pub read_only: bool,
@@ -190,24 +186,29 @@ impl Slot {
 }
 
 impl Layout {
-    /// Whether mappings and slots are made of pages, where they can be, and do not overlap: what [`parse`] checks
-    /// with more words, for layouts that were changed.
+    /// Whether mappings and slots are made of pages, where they can be, and do not overlap: what
+    /// [`parse`] checks with more words, for layouts that were changed.
     pub fn is_sound(&self) -> bool {
+        let page = self.format.sizes().small();
         let apart = |mut ranges: Vec<Range<u64>>| {
             ranges.sort_by_key(|range| range.start);
             ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
         };
         let inside = |start: u64, bytes: u64, end: u64| {
-            let pages = start.is_multiple_of(4096) && bytes.is_multiple_of(4096) && bytes != 0;
+            let pages = start.is_multiple_of(page) && bytes.is_multiple_of(page) && bytes != 0;
             pages && start.checked_add(bytes).is_some_and(|sum| sum <= end)
         };
-        if !(32..=48).contains(&self.address_bits) {
+        if self.format.geometry(self.address_bits).is_err() {
             return false;
         }
         let guest_end = 1 << self.address_bits;
         self.mappings
             .iter()
             .all(|m| inside(m.hva, m.bytes, HOST_END))
+            && self.mappings.iter().all(|m| match m.kind {
+                Kind::Pfnmap { hpa } => inside(hpa, m.bytes, self.format.host_end()),
+                Kind::Ram | Kind::File | Kind::NoAccess => true,
+            })
             && self.slots.iter().all(|s| inside(s.hva, s.bytes, HOST_END))
             && self.slots.iter().all(|s| inside(s.gpa, s.bytes, guest_end))
             && apart(self.mappings.iter().map(Mapping::range).collect())

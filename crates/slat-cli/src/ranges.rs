@@ -1,29 +1,62 @@
 //! Checks that every file of ranges needs: each range is one, and no two overlap.
 
-use core::ops::{Range, RangeInclusive};
+use core::ops::Range;
 
 use slat_report::size::Size;
-use slat_table::address::{Gpa, PAGE_SIZE, PageRange, RangeError};
+use slat_table::address::{Gpa, PageRange, RangeError};
+use slat_table::format::GeometryError;
 use toml::Spanned;
 
+use crate::format::Row;
 use crate::number::Number;
 use crate::problem::Problem;
 
 /// The most bytes that all mappings, or all slots, may have together: 64 TiB.
 pub(crate) const MOST_BYTES: u64 = 64 << 40;
 
-/// Guest address bits that stage 2 with a 4 KiB granule can have (Arm DDI 0487, `VTCR_EL2.T0SZ`).
-pub(crate) const ADDRESS_BITS: RangeInclusive<u8> = 32..=48;
+/// The format of the tables: the one `chosen` on the command line, or what the file gives, or the
+/// default.
+pub(crate) fn check_format(
+    chosen: Option<&'static Row>,
+    given: Option<&Spanned<String>>,
+    problems: &mut Vec<Problem>,
+) -> &'static Row {
+    let named = |given: &Spanned<String>| match Row::named(given.get_ref()) {
+        Ok(row) => Some(row),
+        Err(error) => {
+            problems.push(Problem::new(given.span(), error.to_string()));
+            None
+        }
+    };
+    let given = given.and_then(named);
+    chosen.or(given).unwrap_or_default()
+}
 
-/// Whether a guest can have so many address bits.
-pub(crate) fn check_address_bits(bits: &Spanned<u8>, problems: &mut Vec<Problem>) -> bool {
-    let possible = ADDRESS_BITS.contains(bits.get_ref());
-    if !possible {
-        let (given, from, to) = (bits.get_ref(), ADDRESS_BITS.start(), ADDRESS_BITS.end());
-        let message = format!("{given} guest address bits: from {from} to {to} are possible");
-        problems.push(Problem::new(bits.span(), message));
+/// The width of a guest address: what is given if the format can do it, or else its own.
+pub(crate) fn check_address_bits(
+    format: &Row,
+    given: Option<&Spanned<u8>>,
+    problems: &mut Vec<Problem>,
+) -> u8 {
+    let Some(given) = given else {
+        return format.address_bits();
+    };
+    match format.geometry(*given.get_ref()) {
+        Ok(_) => *given.get_ref(),
+        Err(GeometryError {
+            bits,
+            lowest,
+            highest,
+            ..
+        }) => {
+            let name = format.name();
+            let message = format!(
+                "{bits} guest address bits: from {lowest} to {highest} are possible with `{name}`"
+            );
+            problems.push(Problem::new(given.span(), message));
+            format.address_bits()
+        }
     }
-    possible
 }
 
 /// A range as a file gives it.
@@ -46,23 +79,31 @@ pub(crate) struct Placed {
 }
 
 impl Given<'_> {
-    /// The range, if it is one and ends at or below `end`.
-    pub(crate) fn check(&self, end: u64, problems: &mut Vec<Problem>) -> Option<Placed> {
+    /// The range, if it is one, is made of pages of `format`, and ends at or below `end`.
+    pub(crate) fn check(
+        &self,
+        format: &Row,
+        end: u64,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Placed> {
         let (start, bytes) = (self.start.get_ref().0, self.bytes.get_ref().0);
         let Self { label, key, .. } = self;
         let wrong = |span: Range<usize>, why: String| Problem::new(span, format!("{label}: {why}"));
+        for (key, value) in [(*key, self.start), ("size", self.bytes)] {
+            if !value.get_ref().0.is_multiple_of(format.sizes().small()) {
+                problems.push(unaligned(&wrong, format, key, value));
+                return None;
+            }
+        }
         // Any address type does: the rules are the same for all three.
-        let checked = PageRange::<Gpa>::new(Gpa::new(start), bytes);
-        let range = match checked {
+        let range = match PageRange::<Gpa>::new(Gpa::new(start), bytes) {
             Ok(range) => range,
+            Err(RangeError::Empty { .. }) => {
+                problems.push(wrong(self.bytes.span(), "the size is 0".into()));
+                return None;
+            }
             Err(error) => {
-                let problem = match error {
-                    RangeError::Empty { .. } => wrong(self.bytes.span(), "the size is 0".into()),
-                    RangeError::StartUnaligned { .. } => unaligned(&wrong, key, self.start),
-                    RangeError::SizeUnaligned { .. } => unaligned(&wrong, "size", self.bytes),
-                    other => wrong(self.start.span(), format!("{key} and size: {other}")),
-                };
-                problems.push(problem);
+                problems.push(wrong(self.start.span(), format!("{key} and size: {error}")));
                 return None;
             }
         };
@@ -83,14 +124,20 @@ impl Given<'_> {
 
 fn unaligned(
     wrong: &dyn Fn(Range<usize>, String) -> Problem,
+    format: &Row,
     key: &str,
     value: &Spanned<Number>,
 ) -> Problem {
     let raw = value.get_ref().0;
-    let near = raw - raw % PAGE_SIZE;
-    let why = format!("the {key} {raw:#x} is not a multiple of the 4 KiB page");
+    let page = format.sizes().small();
+    let near = raw - raw % page;
+    let why = format!(
+        "the {key} {raw:#x} is not a multiple of the {} page of `{}`",
+        Size(page),
+        format.name()
+    );
     let problem = wrong(value.span(), why);
-    match near.checked_add(PAGE_SIZE) {
+    match near.checked_add(page) {
         Some(next) => problem.help(format!("the next multiples are {near:#x} and {next:#x}")),
         None => problem,
     }

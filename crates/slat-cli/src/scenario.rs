@@ -8,6 +8,7 @@ mod file;
 
 use slat_machine::rig::Plan;
 
+use crate::format::Row;
 use crate::problem::Problems;
 
 /// The built-in scenario.
@@ -19,5 +20,18 @@ pub const DEFAULT: &str = include_str!("../examples/default.toml");
 ///
 /// [`Problems`]: everything that is wrong with it, each with its place in `text`.
 pub fn parse(text: &str) -> Result<Plan, Problems> {
-    file::parse(text)
+    file::parse(text, None).map(|(plan, _)| plan)
+}
+
+/// Reads a scenario for tables of `format`, or if that is `None` of the format that the scenario
+/// says, which is returned too.
+///
+/// # Errors
+///
+/// As of [`parse`].
+pub fn parse_for(
+    text: &str,
+    format: Option<&'static Row>,
+) -> Result<(Plan, &'static Row), Problems> {
+    file::parse(text, format)
 }

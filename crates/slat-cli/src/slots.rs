@@ -2,6 +2,7 @@
 
 use toml::Spanned;
 
+use crate::format::Row;
 use crate::number::Number;
 use crate::problem::Problem;
 use crate::ranges::{Given, check_all, label};
@@ -18,8 +19,9 @@ pub(crate) struct GivenSlot<'a> {
     pub(crate) size: &'a Spanned<Number>,
 }
 
-/// Checks ids and ranges, for guest addresses of `bits` bits and host virtual ones below `host_end`.
+/// Checks ids and ranges, for tables of `format`, guest addresses of `bits` bits and host virtual ones below `host_end`.
 pub(crate) fn check_slots(
+    format: &Row,
     slots: &[GivenSlot<'_>],
     bits: u8,
     host_end: u64,
@@ -35,10 +37,10 @@ pub(crate) fn check_slots(
             start,
             bytes: slot.size,
         };
-        placed.extend(at("gpa", slot.gpa).check(1 << bits, problems));
+        placed.extend(at("gpa", slot.gpa).check(format, 1 << bits, problems));
         // A wrong size is told once.
         let mut found = Vec::new();
-        at("hva", slot.hva).check(host_end, &mut found);
+        at("hva", slot.hva).check(format, host_end, &mut found);
         problems.extend(found.into_iter().filter(|p| p.span == slot.hva.span()));
     }
     check_all(&placed, problems);

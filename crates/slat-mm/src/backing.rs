@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use slat::host::PageKind;
 use slat_table::address::{Hpa, HpaRange, HvaRange, PAGE_SIZE, RangeError};
 use slat_table::attributes::MemoryType;
 use slat_table::lock::Locks;
@@ -124,7 +125,15 @@ impl<L: Locks> Backing<L> {
         match self {
             Self::Anonymous => (Object::Ram(Arc::new(Ram::new(Source::Zero))), 0),
             Self::Image(image) => (Object::Ram(Arc::new(Ram::new(Source::Image(image)))), 0),
-            Self::Linear { hpa, memory } => (Object::Linear(Linear { start: hpa, memory }), 0),
+            Self::Linear { hpa, memory } => {
+                let (start, kind) = (hpa, PageKind::Pfnmap);
+                let linear = Linear {
+                    start,
+                    memory,
+                    kind,
+                };
+                (Object::Linear(linear), 0)
+            }
             Self::Driver { device, offset } => (
                 Object::Driver(Arc::new(device.map(Arc::clone(notifiers)))),
                 offset,

@@ -6,18 +6,20 @@ use slat_table::attributes::MemoryType;
 
 use crate::window::Window;
 
-/// log2 of the largest block that is reported: no format in use maps larger ones with an entry.
-const LARGEST_BLOCK_SHIFT: u32 = 30;
+/// log2 of the largest block that is reported: no host maps larger ones with an entry. (64 KiB pages
+/// of Arm with 52-bit addresses have blocks of 4 TiB.)
+const LARGEST_BLOCK_SHIFT: u32 = 42;
 
-/// Physical memory that is mapped linearly (`VM_PFNMAP`).
+/// Physical memory that is mapped linearly: a device's, as a rule (`VM_PFNMAP`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Linear {
     pub(crate) start: Hpa,
     pub(crate) memory: MemoryType,
+    pub(crate) kind: PageKind,
 }
 
 impl Linear {
-    /// The block at `hva`: the largest naturally aligned power of two up to 1 GiB that lies in
+    /// The block at `hva`: the largest naturally aligned power of two up to 4 TiB that lies in
     /// `within`, a part of the window. It need not be aligned physically; whoever maps it looks.
     pub(crate) fn page(&self, window: &Window, hva: Hva, within: HvaRange) -> Option<HostPage> {
         let block = (PAGE_SHIFT..=LARGEST_BLOCK_SHIFT)
@@ -28,7 +30,7 @@ impl Linear {
             block,
             hpa: Hpa::new(self.start.raw() + window.offset_of(block.start())),
             writable: window.protection.is_writable(),
-            kind: PageKind::Pfnmap,
+            kind: self.kind,
             memory: self.memory,
         })
     }
@@ -59,6 +61,7 @@ mod tests {
         let linear = Linear {
             start: Hpa::new(0x900_0000),
             memory: MemoryType::Device,
+            kind: PageKind::Pfnmap,
         };
         let cases = [
             // A single page.
@@ -68,8 +71,9 @@ mod tests {
             (0x20_0000, 0x20_1000, 0x40_0000, 0x1000),
             // Larger powers of two count as well.
             (0x40_0000, 0x40_0000, 0x70_0000, 0x40_0000),
-            // Never more than 1 GiB.
-            (0, 0x1_0000_0000, 0x7000_0000, 0x4000_0000),
+            (0, 0x1_0000_0000, 0x7000_0000, 0x1_0000_0000),
+            // Never more than 4 TiB.
+            (0, 16 << 40, 0x7000_0000, 4 << 40),
         ];
         for (start, bytes, hva, expected) in cases {
             let window = window(start, bytes);

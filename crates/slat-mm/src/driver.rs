@@ -9,7 +9,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::fmt;
 
-use slat::host::HostPage;
+use slat::host::{HostPage, PageKind};
 use slat_table::address::{HpaRange, Hva, HvaRange};
 use slat_table::attributes::MemoryType;
 use slat_table::lock::{Locks, Mutex};
@@ -30,6 +30,7 @@ pub struct DriverDevice<L: Locks> {
 struct Device<L: Locks> {
     range: HpaRange,
     memory: MemoryType,
+    kind: PageKind,
     state: L::Mutex<State<L>>,
 }
 
@@ -52,6 +53,16 @@ struct Mapped<L: Locks> {
 impl<L: Locks> DriverDevice<L> {
     /// A device with its memory at `range`, which behaves as `memory` says. It is accessible.
     pub fn new(range: HpaRange, memory: MemoryType) -> Self {
+        Self::of(range, memory, PageKind::Pfnmap)
+    }
+
+    /// RAM at `range` that a driver hands out, linear and in blocks as large as it is aligned: what
+    /// hugetlbfs is to Linux. The guest may execute it. It is accessible.
+    pub fn ram(range: HpaRange) -> Self {
+        Self::of(range, MemoryType::WriteBack, PageKind::Ram)
+    }
+
+    fn of(range: HpaRange, memory: MemoryType, kind: PageKind) -> Self {
         let state = State {
             revoked: false,
             mappings: BTreeMap::new(),
@@ -61,6 +72,7 @@ impl<L: Locks> DriverDevice<L> {
             device: Arc::new(Device {
                 range,
                 memory,
+                kind,
                 state: L::Mutex::new(state),
             }),
         }
@@ -151,6 +163,7 @@ impl<L: Locks> DriverMapping<L> {
         Linear {
             start: self.device.range.start(),
             memory: self.device.memory,
+            kind: self.device.kind,
         }
     }
 

@@ -60,8 +60,11 @@ impl<L: Locks> Vma<L> {
     pub(crate) fn described(&self) -> host::Vma {
         let (kind, memory) = match &self.object {
             Object::Ram(_) => (PageKind::Ram, MemoryType::WriteBack),
-            Object::Linear(linear) => (PageKind::Pfnmap, linear.memory),
-            Object::Driver(mapping) => (PageKind::Pfnmap, mapping.linear().memory),
+            Object::Linear(linear) => (linear.kind, linear.memory),
+            Object::Driver(mapping) => {
+                let linear = mapping.linear();
+                (linear.kind, linear.memory)
+            }
         };
         let writable = self.window.protection.is_writable();
         host::Vma {

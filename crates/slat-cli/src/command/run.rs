@@ -10,6 +10,7 @@ use slat_report::Report;
 use slat_report::text::Text;
 
 use super::{Ending, Failure, print, print_json};
+use crate::format::{Row, UnknownFormat};
 use crate::scenario;
 use crate::source::Source;
 
@@ -17,6 +18,9 @@ use crate::source::Source;
 pub(super) struct Options {
     /// The scenario: a TOML file; without one, the built-in scenario is run
     scenario: Option<PathBuf>,
+    /// The format of the guest's tables, whatever the scenario says: see `slat formats`
+    #[arg(long, value_name = "NAME", value_parser = Row::named)]
+    format: Option<&'static Row>,
     /// Where every choice of the machine, the guest and the host comes from; from the clock if
     /// left out, and printed
     #[arg(long)]
@@ -31,7 +35,7 @@ pub(super) struct Options {
     #[arg(long)]
     json: bool,
     /// Print the built-in scenario and do nothing
-    #[arg(long, conflicts_with_all = ["scenario", "seed", "steps", "trace", "json"])]
+    #[arg(long, conflicts_with_all = ["scenario", "format", "seed", "steps", "trace", "json"])]
     print_default: bool,
 }
 
@@ -50,12 +54,14 @@ pub(super) fn run(options: &Options) -> Result<Ending, Failure> {
         print(scenario::DEFAULT)?;
         return Ok(Ending::Good);
     }
-    let mut plan = plan(options.scenario.as_deref())?;
+    let (mut plan, format) = plan(options.scenario.as_deref(), options.format)?;
     if let Some(steps) = options.steps {
         plan.steps = steps;
     }
     let seed = options.seed.unwrap_or_else(seed_from_clock);
+    let named = rig::Row::named(format.name());
     let watched = rig::Options {
+        format: named.ok_or_else(|| Failure::other(UnknownFormat(format.name().to_owned())))?,
         seed,
         trace: options.trace.clone(),
         ..rig::Options::default()
@@ -68,7 +74,11 @@ pub(super) fn run(options: &Options) -> Result<Ending, Failure> {
     })
 }
 
-fn plan(path: Option<&Path>) -> Result<Plan, Failure> {
+/// The scenario's plan, and the format to run it with.
+fn plan(
+    path: Option<&Path>,
+    format: Option<&'static Row>,
+) -> Result<(Plan, &'static Row), Failure> {
     let file = match path {
         Some(path) => Source::read(path)?,
         None => Source {
@@ -76,7 +86,7 @@ fn plan(path: Option<&Path>) -> Result<Plan, Failure> {
             text: scenario::DEFAULT.to_owned(),
         },
     };
-    scenario::parse(&file.text).map_err(|problems| Failure::Input { file, problems })
+    scenario::parse_for(&file.text, format).map_err(|problems| Failure::Input { file, problems })
 }
 
 fn tell(outcome: &Outcome, json: bool) -> Result<(), Failure> {

@@ -7,7 +7,8 @@
 
 use super::change::{Change, ChangeKind, Changed, overlap};
 use super::engine::{Facts, PartFacts, estimated_leaves, examine};
-use super::zones::{BLOCKS, largest_block};
+use super::zones::largest_block;
+use crate::format::Sizes;
 use crate::layout::{Kind, Layout, Mapping, Pages};
 
 /// The most proposals for one part.
@@ -57,7 +58,8 @@ pub(crate) fn fixes(
         moves(layout, slot, mapping, part, &mut candidates);
         growth(layout, slot, mapping, &mut candidates);
     }
-    pages(&layout.mappings[mapping], mapping, &mut candidates);
+    let sizes = layout.format.sizes();
+    pages(&layout.mappings[mapping], mapping, &sizes, &mut candidates);
     let mut tried: Vec<Change> = Vec::new();
     let mut fixes = Vec::new();
     for candidate in candidates {
@@ -83,7 +85,8 @@ fn moves(
     let mut others = layout.mappings.iter().enumerate();
     let several = others.any(|(index, other)| index != mapping && overlap(&other.range(), &shown));
     let only = several.then_some(mapping);
-    for block in BLOCKS.into_iter().filter(|block| *block > 4096) {
+    let sizes = layout.format.sizes();
+    for block in sizes.largest_first().filter(|block| *block > sizes.small()) {
         if part.bytes < block {
             continue;
         }
@@ -104,7 +107,7 @@ fn moves(
             for by in [up(hva, gpa, block), down(hva, gpa, block)] {
                 candidates.push(Change::Hva { mapping, by });
                 // Where the host's pages are too small as well, neither helps without the other.
-                if block == 2 << 20 && largest_block(behind) < block {
+                if sizes.huge() == Some(block) && largest_block(behind, &sizes) < block {
                     candidates.push(Change::HvaAndPages { mapping, by });
                 }
             }
@@ -148,7 +151,7 @@ fn growth(layout: &Layout, slot: usize, mapping: usize, candidates: &mut Vec<Cha
     let others = layout.mappings.iter().map(|other| other.hva);
     let next = others.filter(|hva| *hva >= range.end).min();
     let limit = slot_end.min(next.unwrap_or(u64::MAX));
-    for block in [2 << 20, 1 << 30] {
+    for (_, block) in layout.format.sizes().above_small() {
         let Some(end) = range.end.checked_next_multiple_of(block) else {
             continue;
         };
@@ -160,15 +163,16 @@ fn growth(layout: &Layout, slot: usize, mapping: usize, candidates: &mut Vec<Cha
 }
 
 /// Larger pages, where the host's are what limits.
-fn pages(behind: &Mapping, mapping: usize, candidates: &mut Vec<Change>) {
-    for (pages, block) in [(Pages::Huge, 2 << 20), (Pages::Gigantic, 1 << 30)] {
+fn pages(behind: &Mapping, mapping: usize, sizes: &Sizes, candidates: &mut Vec<Change>) {
+    for (pages, block) in sizes.above_small() {
         let range = behind.range();
-        // Pages of this size are whole, unless transparent ones of 2 MiB are meant.
+        // Pages of this size are whole, unless transparent ones are meant.
         let whole = range.start.is_multiple_of(block) && range.end.is_multiple_of(block);
         let fits = pages == Pages::Huge || whole;
         let pfnmap = matches!(behind.kind, Kind::Pfnmap { .. });
         let partly = matches!(behind.resident, crate::layout::Resident::Some { .. });
-        if fits && !pfnmap && (largest_block(behind) < block || partly) && behind.bytes >= block {
+        let smaller = largest_block(behind, sizes) < block;
+        if fits && !pfnmap && (smaller || partly) && behind.bytes >= block {
             candidates.push(Change::Pages { mapping, pages });
         }
     }
@@ -218,6 +222,7 @@ fn concerned(changed: &Changed) -> Layout {
         slots.iter().any(|slot| overlap(&slot.hva_range(), &range))
     };
     Layout {
+        format: layout.format,
         address_bits: layout.address_bits,
         mappings: layout.mappings.iter().filter(shown).cloned().collect(),
         slots: slots.clone(),

@@ -9,6 +9,7 @@ use core::ops::Range;
 use serde::Serialize;
 use slat_report::size::Size;
 
+use crate::format::Sizes;
 use crate::layout::{Kind, Layout, Mapping, Pages, Resident, Slot};
 
 /// Something to change. Mappings and slots are named by their index in the layout.
@@ -26,7 +27,7 @@ pub(crate) enum Change {
     Both { mapping: usize, hva: i64, gpa: i64 },
     /// Have the host map it in larger pages.
     Pages { mapping: usize, pages: Pages },
-    /// Move a mapping to another host virtual address and have it mapped in pages of 2 MiB.
+    /// Move a mapping to another host virtual address and have it mapped in huge pages.
     HvaAndPages { mapping: usize, by: i64 },
     /// Let a mapping reach to another end.
     Grow { mapping: usize, bytes: u64 },
@@ -132,6 +133,7 @@ impl Change {
 
     /// The change in words.
     pub(crate) fn describe(&self, layout: &Layout, splits: &[(String, u64)]) -> String {
+        let sizes = layout.format.sizes();
         let splitting = splits.iter();
         let split: Vec<_> = splitting
             .map(|(slot, gpa)| format!("split {slot} at gpa {gpa:#x}, "))
@@ -170,9 +172,11 @@ impl Change {
                 hva: by,
                 gpa,
             } => format!("{split}{} and {}", part_gpa(mapping, gpa), hva(mapping, by)),
-            Self::Pages { mapping, pages } => larger_pages(&layout.mappings[mapping], pages),
+            Self::Pages { mapping, pages } => {
+                larger_pages(&layout.mappings[mapping], pages, &sizes)
+            }
             Self::HvaAndPages { mapping, by } => {
-                let pages = larger_pages(&layout.mappings[mapping], Pages::Huge);
+                let pages = larger_pages(&layout.mappings[mapping], Pages::Huge, &sizes);
                 format!("{split}{} and {pages}", hva(mapping, by))
             }
             Self::Grow { mapping, bytes } => {
@@ -258,12 +262,13 @@ pub(crate) fn overlap(left: &Range<u64>, right: &Range<u64>) -> bool {
     left.start < right.end && right.start < left.end
 }
 
-fn larger_pages(mapping: &Mapping, pages: Pages) -> String {
+fn larger_pages(mapping: &Mapping, pages: Pages, sizes: &Sizes) -> String {
     let Mapping { name, kind, .. } = mapping;
+    let (huge, gigantic) = (Size(sizes.huge_or_small()), Size(sizes.largest()));
     match (pages, kind) {
-        (Pages::Gigantic, _) => format!("back {name} with 1G pages of hugetlbfs"),
-        (_, Kind::File) => format!("back {name} with 2M pages of hugetlbfs"),
-        _ => format!("back {name} with 2M pages (hugetlbfs, or MADV_HUGEPAGE)"),
+        (Pages::Gigantic, _) => format!("back {name} with {gigantic} pages of hugetlbfs"),
+        (_, Kind::File) => format!("back {name} with {huge} pages of hugetlbfs"),
+        _ => format!("back {name} with {huge} pages (hugetlbfs, or MADV_HUGEPAGE)"),
     }
 }
 

@@ -1,68 +1,75 @@
-//! Frames on paper: addresses of host memory without the memory.
+//! Host memory on paper: physical addresses without the memory.
 //!
-//! To explain how terabytes would be mapped, nobody needs terabytes. [`PaperFrames`] hands out
-//! frame addresses, each once, and forgets what is written to them. Only page tables are real.
-
-use core::sync::atomic::{AtomicU64, Ordering};
+//! To explain how terabytes would be mapped, nobody needs terabytes. [`Ground`] says where in
+//! physical memory the RAM behind each mapping would be, around the devices; only page tables are
+//! real. RAM is placed linearly and as its host virtual address is, so that the host could map it
+//! in any of its sizes; which it does map, `zones` says.
 
 use slat_mm::{FrameSize, Frames};
-use slat_table::address::{Hpa, PAGE_SIZE};
+use slat_table::address::Hpa;
 
-use crate::layout::DEVICE_END;
+use crate::layout::{Kind, Layout};
 
-/// Where physical addresses end (48 bits).
-const END: u64 = 1 << 48;
-
-/// Where gigantic pages come from: the upper half of what frames have.
-const GIGANTIC: u64 = DEVICE_END + (END - DEVICE_END) / 2;
-
-/// A supply of addresses above all devices.
+/// The host's physical addresses, and which of them are taken.
 #[derive(Debug)]
-pub(crate) struct PaperFrames {
-    /// The next 2 MiB frame.
-    huge: AtomicU64,
-    /// The next 4 KiB frame; at the start of a 2 MiB frame, there is none and one must be opened.
-    small: AtomicU64,
-    /// The next range of gigantic pages.
-    gigantic: AtomicU64,
+pub(crate) struct Ground {
+    /// First and end of each range taken, in order.
+    taken: Vec<(u64, u64)>,
+    /// The end of the addresses.
+    end: u64,
+    /// RAM lies where its host virtual address is, modulo this.
+    step: u64,
 }
 
-impl PaperFrames {
-    pub(crate) const fn new() -> Self {
+impl Ground {
+    /// The addresses that the format of `layout` can hold, without its devices. RAM is to agree
+    /// with its host virtual address modulo `step`.
+    pub(crate) fn of(layout: &Layout, step: u64) -> Self {
+        let devices = layout.mappings.iter().filter_map(|mapping| {
+            let Kind::Pfnmap { hpa } = mapping.kind else {
+                return None;
+            };
+            Some((hpa, hpa.saturating_add(mapping.bytes)))
+        });
+        let mut taken: Vec<_> = devices.collect();
+        taken.sort_unstable();
         Self {
-            huge: AtomicU64::new(DEVICE_END),
-            small: AtomicU64::new(0),
-            gigantic: AtomicU64::new(GIGANTIC),
+            taken,
+            end: layout.format.host_end(),
+            step,
         }
     }
 
-    /// An address for `bytes` bytes of gigantic pages.
-    pub(crate) fn gigantic(&self, bytes: u64) -> Hpa {
-        Hpa::new(self.gigantic.fetch_add(bytes, Ordering::Relaxed))
-    }
-
-    fn huge_frame(&self) -> Option<u64> {
-        let frame = self
-            .huge
-            .fetch_add(FrameSize::Huge.bytes(), Ordering::Relaxed);
-        (frame < GIGANTIC).then_some(frame)
+    /// The lowest place for `bytes` bytes of RAM at `hva`, which is taken from now on.
+    pub(crate) fn take(&mut self, hva: u64, bytes: u64) -> Option<Hpa> {
+        let wanted = hva % self.step;
+        let mut free = 0_u64;
+        let mut at = 0;
+        loop {
+            let (next, after) = self.taken.get(at).copied().unwrap_or((self.end, self.end));
+            // The first address from `free` on that is `wanted` modulo the step.
+            let up = (wanted + self.step - free % self.step) % self.step;
+            let start = free.checked_add(up)?;
+            if start.checked_add(bytes)? <= next {
+                self.taken.insert(at, (start, start + bytes));
+                return Some(Hpa::new(start));
+            }
+            if at >= self.taken.len() {
+                return None;
+            }
+            free = free.max(after);
+            at += 1;
+        }
     }
 }
 
-impl Frames for PaperFrames {
-    fn allocate(&self, size: FrameSize) -> Option<Hpa> {
-        let frame = match size {
-            FrameSize::Huge => self.huge_frame()?,
-            FrameSize::Base => {
-                // One thread explains, so nobody comes between the load and the store.
-                let next = self.small.load(Ordering::Relaxed);
-                let open = !next.is_multiple_of(FrameSize::Huge.bytes());
-                let frame = if open { next } else { self.huge_frame()? };
-                self.small.store(frame + PAGE_SIZE, Ordering::Relaxed);
-                frame
-            }
-        };
-        Some(Hpa::new(frame))
+/// No frames at all: nothing on paper is allocated page by page.
+#[derive(Debug)]
+pub(crate) struct NoFrames;
+
+impl Frames for NoFrames {
+    fn allocate(&self, _: FrameSize) -> Option<Hpa> {
+        None
     }
 
     fn free(&self, _: Hpa, _: FrameSize) {}
@@ -81,23 +88,25 @@ impl Frames for PaperFrames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+
+    fn ground(taken: &[(u64, u64)]) -> Ground {
+        Ground {
+            taken: taken.to_vec(),
+            end: 0x1_0000,
+            step: 0x1000,
+        }
+    }
 
     #[test]
-    fn every_frame_is_handed_out_once_and_aligned() {
-        let frames = PaperFrames::new();
-        let mut pages = BTreeSet::new();
-        for round in 0..2000 {
-            let size = if round % 3 == 0 {
-                FrameSize::Huge
-            } else {
-                FrameSize::Base
-            };
-            let frame = frames.allocate(size).unwrap();
-            assert!(frame.is_aligned(size.bytes()));
-            for page in 0..size.bytes() / PAGE_SIZE {
-                assert!(pages.insert(frame.raw() + page * PAGE_SIZE), "twice");
-            }
-        }
+    fn ram_lies_as_its_virtual_address_does_beside_devices() {
+        let mut ground = ground(&[(0x1000, 0x3000), (0x4000, 0x5000)]);
+        let mut take = |hva, bytes| ground.take(hva, bytes).map(Hpa::raw);
+        assert_eq!(take(0x7000, 0x1000), Some(0));
+        assert_eq!(take(0x9000, 0x1000), Some(0x3000));
+        assert_eq!(take(0x9800, 0x800), Some(0x5800));
+        assert_eq!(take(0x9000, 0x9000), Some(0x6000));
+        assert_eq!(take(0x9000, 0x2000), None, "only a page is left at the end");
+        assert_eq!(take(0x9000, 0x1000), Some(0xf000));
+        assert_eq!(take(0x9000, 0x1000), None);
     }
 }

@@ -9,9 +9,11 @@ use procfs::ProcError;
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process, VmFlags};
 use slat_report::size::Size;
 
+use crate::format::Row;
 use crate::layout::{Kind, Layout, Mapping, Pages, Resident, Slot};
 
-/// Guest physical addresses have so many bits, the most that stage 2 has with a 4 KiB granule.
+/// Guest physical addresses have so many bits, or fewer if the format has: all that a process has
+/// on most machines.
 const ADDRESS_BITS: u8 = 48;
 
 /// As many slots as KVM has.
@@ -50,6 +52,23 @@ pub enum ProcessError {
         /// How many mappings.
         mappings: usize,
     },
+    /// Its mappings are not made of the format's pages.
+    #[error(
+        "the mapping {name} of process {pid} at {hva:#x} is not made of whole pages of {page}, which \
+         is what a host with `{format}` has"
+    )]
+    Pages {
+        /// The number.
+        pid: i32,
+        /// The mapping's name.
+        name: String,
+        /// Where it is.
+        hva: u64,
+        /// The size of a page.
+        page: Size,
+        /// The format.
+        format: &'static str,
+    },
     /// The system told something else.
     #[error("the mappings of process {pid} cannot be read: {error}")]
     Other {
@@ -60,12 +79,13 @@ pub enum ProcessError {
     },
 }
 
-/// The mappings of the process numbered `pid` as a layout, and what to know about it.
+/// The mappings of the process numbered `pid` as a layout for tables of `format`, and what to know
+/// about it.
 ///
 /// # Errors
 ///
 /// [`ProcessError`].
-pub fn layout(pid: i32) -> Result<(Layout, Vec<String>), ProcessError> {
+pub fn layout(pid: i32, format: &'static Row) -> Result<(Layout, Vec<String>), ProcessError> {
     let failed = |error| match error {
         ProcError::NotFound(_) => ProcessError::NoSuchProcess { pid },
         ProcError::PermissionDenied(_) => ProcessError::NotPermitted { pid },
@@ -84,21 +104,35 @@ pub fn layout(pid: i32) -> Result<(Layout, Vec<String>), ProcessError> {
         let mappings = maps.len();
         return Err(ProcessError::TooMany { pid, mappings });
     }
-    Ok(of_maps(&maps))
+    let (layout, notes) = of_maps(&maps, format);
+    let page = format.sizes().small();
+    let broken = |mapping: &&Mapping| !(mapping.hva | mapping.bytes).is_multiple_of(page);
+    match layout.mappings.iter().find(broken) {
+        None => Ok((layout, notes)),
+        Some(mapping) => Err(ProcessError::Pages {
+            pid,
+            name: mapping.name.clone(),
+            hva: mapping.hva,
+            page: Size(page),
+            format: format.name(),
+        }),
+    }
 }
 
-fn of_maps(maps: &[MemoryMap]) -> (Layout, Vec<String>) {
+fn of_maps(maps: &[MemoryMap], format: &'static Row) -> (Layout, Vec<String>) {
+    let address_bits = format.address_bits().min(ADDRESS_BITS);
     let mut layout = Layout {
-        address_bits: ADDRESS_BITS,
+        format,
+        address_bits,
         mappings: Vec::new(),
         slots: Vec::new(),
     };
     let mut notes = Vec::new();
     for (map, id) in maps.iter().zip(0..) {
         let mapping = mapping(map);
-        if map.address.1 > 1 << ADDRESS_BITS {
+        if map.address.1 > 1 << address_bits {
             notes.push(format!(
-                "{} at {:#x} is left out: it lies beyond {ADDRESS_BITS} guest address bits.",
+                "{} at {:#x} is left out: it lies beyond {address_bits} guest address bits.",
                 mapping.name, mapping.hva
             ));
             continue;

@@ -5,12 +5,16 @@ use slat_report::size::Size;
 
 use super::engine::PartFacts;
 use super::zones::largest_block;
+use crate::format::Sizes;
 use crate::layout::{Kind, Mapping};
 
-const HUGE: u64 = 2 << 20;
-
-/// `reason` in words, for `part` with `mapping` behind it.
-pub(crate) fn detailed(reason: Reason, part: &PartFacts, mapping: Option<&Mapping>) -> String {
+/// `reason` in words, for `part` with `mapping` behind it, on a host with pages of these sizes.
+pub(crate) fn detailed(
+    reason: Reason,
+    part: &PartFacts,
+    mapping: Option<&Mapping>,
+    sizes: &Sizes,
+) -> String {
     let apart = |left: u64, right: u64| Size(agreement(left, right));
     match (reason, mapping) {
         (Reason::NotCongruent, _) => format!(
@@ -20,26 +24,26 @@ pub(crate) fn detailed(reason: Reason, part: &PartFacts, mapping: Option<&Mappin
             apart(part.gpa, part.hva)
         ),
         (Reason::HostBlock | Reason::HostAddress, Some(mapping)) => {
-            host_limit(part, mapping).unwrap_or_else(|| reason.to_string())
+            host_limit(part, mapping, sizes).unwrap_or_else(|| reason.to_string())
         }
         _ => reason.to_string(),
     }
 }
 
 /// Why a host maps `mapping` in no larger blocks, or not where the guest could use them.
-fn host_limit(part: &PartFacts, mapping: &Mapping) -> Option<String> {
+fn host_limit(part: &PartFacts, mapping: &Mapping, sizes: &Sizes) -> Option<String> {
     match mapping.kind {
         Kind::Pfnmap { hpa } => {
             let hpa = hpa + (part.hva - mapping.hva);
             let (host, guest) = (agreement(part.hva, hpa), agreement(part.gpa, hpa));
-            if host <= guest && host < 1 << 30 {
+            if host <= guest && host < sizes.largest() {
                 Some(format!(
                     "the host maps no larger blocks: hva {:#x} and hpa {hpa:#x} agree only \
                      modulo {}",
                     part.hva,
                     Size(host)
                 ))
-            } else if guest < 1 << 30 {
+            } else if guest < sizes.largest() {
                 Some(format!(
                     "gpa {:#x} and hpa {hpa:#x} agree only modulo {}",
                     part.gpa,
@@ -51,7 +55,7 @@ fn host_limit(part: &PartFacts, mapping: &Mapping) -> Option<String> {
         }
         Kind::Ram | Kind::File => Some(format!(
             "the host maps it in pages of {}",
-            Size(largest_block(mapping))
+            Size(largest_block(mapping, sizes))
         )),
         Kind::NoAccess => None,
     }
@@ -64,10 +68,14 @@ fn agreement(left: u64, right: u64) -> u64 {
 }
 
 /// Whether the sizes alone say so: no larger block fits into a part so small.
-pub(crate) fn is_obvious(reason: Reason, concerned: u64, part: &PartFacts) -> bool {
+pub(crate) fn is_obvious(reason: Reason, concerned: u64, part: &PartFacts, sizes: &Sizes) -> bool {
     let boundary = matches!(reason, Reason::SlotBoundary | Reason::VmaBoundary);
-    let huge = (part.at_creation.of(HUGE) + part.on_fault.of(HUGE)) * HUGE;
-    boundary && (part.bytes < HUGE || (part.bytes < 1 << 30 && concerned == huge))
+    let Some(huge) = sizes.huge() else {
+        return boundary;
+    };
+    let in_huge = (part.at_creation.of(huge) + part.on_fault.of(huge)) * huge;
+    let larger_fits = sizes.gigantic().is_some_and(|size| part.bytes >= size);
+    boundary && (part.bytes < huge || (!larger_fits && concerned == in_huge))
 }
 
 #[cfg(test)]

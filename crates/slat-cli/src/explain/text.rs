@@ -3,6 +3,7 @@
 use core::fmt::{self, Display};
 
 use anstyle::{AnsiColor, Style};
+use slat_report::Flushes;
 use slat_report::size::Size;
 use slat_report::text::blocks;
 
@@ -46,7 +47,11 @@ impl Display for Explanation {
             let cells = rows.iter().map(|(_, row)| row[column].chars().count());
             cells.chain([HEAD[column].len()]).max().unwrap_or_default()
         });
-        writeln!(f, "{TITLE}Regions{TITLE:#}")?;
+        writeln!(
+            f,
+            "{TITLE}Regions{TITLE:#} of a guest with {} address bits, in tables of {}",
+            self.address_bits, self.format
+        )?;
         write!(f, "{QUIET}")?;
         row(f, &HEAD, &widths)?;
         write!(f, "{QUIET:#}")?;
@@ -65,7 +70,11 @@ impl Display for Explanation {
 impl Explanation {
     fn totals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n{TITLE}Cost{TITLE:#}")?;
-        writeln!(f, "  entries       {}", self.entries)?;
+        write!(f, "  entries       {}", self.entries)?;
+        if self.entries_in_runs != 0 {
+            write!(f, ", {} of them in runs", self.entries_in_runs)?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "  tables        {} in {} pages",
@@ -77,7 +86,41 @@ impl Explanation {
             "  faults        {} of a guest that touches everything ({} if nothing were mapped at \
              creation)",
             self.faults, self.faults_without_creation
+        )?;
+        writeln!(
+            f,
+            "  flushes       {} to map all of it, {} when the host takes it away",
+            Maintenance(&self.flushes),
+            Maintenance(&self.removal_flushes)
         )
+    }
+}
+
+/// TLB maintenance in a few words.
+struct Maintenance<'a>(&'a Flushes);
+
+impl Display for Maintenance<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Flushes {
+            entries,
+            all,
+            local,
+            ..
+        } = *self.0;
+        let counts = [
+            (entries, "of an entry"),
+            (all, "of everything"),
+            (local, "of one CPU"),
+        ];
+        let mut separator = "";
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count != 0) {
+            write!(f, "{separator}{count} {what}")?;
+            separator = " and ";
+        }
+        if separator.is_empty() {
+            f.write_str("none")?;
+        }
+        Ok(())
     }
 }
 

@@ -4,8 +4,8 @@
 //! [`Zones`] of a layout then stand between guest memory and the host (`slat_mm::interpose`) and
 //! limit what the host shows:
 //!
-//! * anonymous memory has transparent huge pages of 2 MiB, files have pages of 4 KiB, unless the
-//!   layout says otherwise;
+//! * anonymous memory has transparent huge pages, files have pages, unless the layout says
+//!   otherwise;
 //! * a PFNMAP is mapped by a huge entry only where host virtual and physical address agree modulo
 //!   its size, because both ends of an entry are aligned to it;
 //! * a peek finds only what is resident.
@@ -17,13 +17,8 @@ use slat_mm::interpose::{Interpose, Question};
 use slat_table::address::{Hva, HvaRange};
 use slat_table::attributes::Access;
 
+use crate::format::Sizes;
 use crate::layout::{Kind, Layout, Mapping, Pages, Resident};
-
-/// The sizes of blocks with a 4 KiB granule, largest first.
-pub(crate) const BLOCKS: [u64; 3] = [1 << 30, 2 << 20, 4 << 10];
-
-const HUGE: u64 = BLOCKS[1];
-const SMALL: u64 = BLOCKS[2];
 
 /// A part of a mapping that the host treats alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,24 +30,24 @@ pub(crate) struct Zone {
 }
 
 /// The largest block in which the host maps `mapping`, residency aside.
-pub(crate) fn largest_block(mapping: &Mapping) -> u64 {
+pub(crate) fn largest_block(mapping: &Mapping, sizes: &Sizes) -> u64 {
     let asked = match (mapping.pages, mapping.kind) {
-        (Pages::Small, _) | (Pages::Auto, Kind::File | Kind::NoAccess) => SMALL,
-        (Pages::Huge, _) | (Pages::Auto, Kind::Ram) => HUGE,
-        (Pages::Gigantic, _) | (Pages::Auto, Kind::Pfnmap { .. }) => BLOCKS[0],
+        (Pages::Small, _) | (Pages::Auto, Kind::File | Kind::NoAccess) => sizes.small(),
+        (Pages::Huge, _) | (Pages::Auto, Kind::Ram) => sizes.huge_or_small(),
+        (Pages::Gigantic, _) | (Pages::Auto, Kind::Pfnmap { .. }) => sizes.largest(),
     };
     let possible = |block: &u64| match mapping.kind {
         Kind::Pfnmap { hpa } => hpa % block == mapping.hva % block,
         Kind::Ram | Kind::File | Kind::NoAccess => true,
     };
-    let mut fitting = BLOCKS.into_iter().filter(|block| *block <= asked);
-    fitting.find(possible).unwrap_or(SMALL)
+    let mut fitting = sizes.largest_first().filter(|block| *block <= asked);
+    fitting.find(possible).unwrap_or(sizes.small())
 }
 
 /// The zones of one mapping.
-pub(crate) fn zones_of(mapping: &Mapping) -> Vec<Zone> {
+pub(crate) fn zones_of(mapping: &Mapping, sizes: &Sizes) -> Vec<Zone> {
     let Range { start, end } = mapping.range();
-    let block = largest_block(mapping);
+    let block = largest_block(mapping, sizes);
     let whole = |resident| {
         vec![Zone {
             range: start..end,
@@ -67,14 +62,15 @@ pub(crate) fn zones_of(mapping: &Mapping) -> Vec<Zone> {
     };
     // Where the pages are is not known. The huge ones are taken to be at the start, from the
     // first place where one can be, and the small ones after.
-    let aligned = start.next_multiple_of(HUGE).min(end);
+    let (page, huge_page) = (sizes.small(), sizes.huge_or_small());
+    let aligned = start.next_multiple_of(huge_page).min(end);
     let head = if huge == 0 { start } else { aligned };
     let huge_end = head.saturating_add(huge).min(end);
     let small_end = huge_end.saturating_add(small).min(end);
     let cuts = [
-        (start..head, SMALL, false),
-        (head..huge_end, HUGE, true),
-        (huge_end..small_end, SMALL, true),
+        (start..head, page, false),
+        (head..huge_end, huge_page, true),
+        (huge_end..small_end, page, true),
         (small_end..end, block, false),
     ];
     let zone = |(range, block, resident): (Range<u64>, u64, bool)| {
@@ -90,7 +86,8 @@ pub(crate) fn zones_of(mapping: &Mapping) -> Vec<Zone> {
 /// The zones of all mappings, in order of address.
 #[derive(Debug)]
 pub(crate) struct Zones {
-    zones: Vec<Zone>,
+    in_order: Vec<Zone>,
+    sizes: Sizes,
     /// Whether everything is to be taken for resident, as it is when the guest has touched all.
     warm: bool,
 }
@@ -98,18 +95,31 @@ pub(crate) struct Zones {
 impl Zones {
     /// The zones of `layout`; `warm`: after the guest has touched everything.
     pub(crate) fn new(layout: &Layout, warm: bool) -> Self {
-        let mut zones: Vec<_> = layout.mappings.iter().flat_map(zones_of).collect();
-        zones.sort_by_key(|zone| zone.range.start);
-        Self { zones, warm }
+        let sizes = layout.format.sizes();
+        let of = |mapping| zones_of(mapping, &sizes);
+        let mut in_order: Vec<_> = layout.mappings.iter().flat_map(of).collect();
+        in_order.sort_by_key(|zone| zone.range.start);
+        Self {
+            in_order,
+            sizes,
+            warm,
+        }
+    }
+
+    /// Whether everything is taken for resident.
+    pub(crate) const fn is_warm(&self) -> bool {
+        self.warm
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Zone> {
-        self.zones.iter()
+        self.in_order.iter()
     }
 
     fn at(&self, hva: u64) -> Option<&Zone> {
-        let after = self.zones.partition_point(|zone| zone.range.start <= hva);
-        let zone = self.zones.get(after.checked_sub(1)?)?;
+        let after = self
+            .in_order
+            .partition_point(|zone| zone.range.start <= hva);
+        let zone = self.in_order.get(after.checked_sub(1)?)?;
         zone.range.contains(&hva).then_some(zone)
     }
 }
@@ -126,7 +136,7 @@ impl Interpose for Zones {
 
     fn narrow(&self, hva: Hva, page: &HostPage) -> HvaRange {
         let shown = |block: u64| HvaRange::block_around(hva, block);
-        let smallest = || shown(SMALL).unwrap_or(page.block);
+        let smallest = || shown(self.sizes.small()).unwrap_or(page.block);
         let Some(zone) = self.at(hva.raw()) else {
             return smallest();
         };
@@ -135,7 +145,8 @@ impl Interpose for Zones {
                 zone.range.start <= range.start().raw() && range.end().raw() <= zone.range.end;
             inside && page.block.covers(range)
         };
-        let sizes = BLOCKS.into_iter().filter(|block| *block <= zone.block);
+        let sizes = self.sizes.largest_first();
+        let sizes = sizes.filter(|block| *block <= zone.block);
         let largest = sizes.filter_map(shown).find(fits);
         largest.unwrap_or_else(smallest)
     }
@@ -149,6 +160,10 @@ pub(crate) fn hva_range(range: &Range<u64>) -> Option<HvaRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn sizes() -> Sizes {
+        <&crate::format::Row>::default().sizes()
+    }
 
     fn mapping(kind: Kind, hva: u64, pages: Pages) -> Mapping {
         Mapping {
@@ -164,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_pfnmap_has_blocks_where_its_addresses_agree() {
-        let at = |hva, hpa| largest_block(&mapping(Kind::Pfnmap { hpa }, hva, Pages::Auto));
+        let at =
+            |hva, hpa| largest_block(&mapping(Kind::Pfnmap { hpa }, hva, Pages::Auto), &sizes());
         assert_eq!(at(0x40_0000_0000, 0x80_0000_0000), 1 << 30);
         assert_eq!(at(0x40_0020_0000, 0x80_0000_0000), 2 << 20);
         assert_eq!(at(0x40_0001_0000, 0x80_0000_0000), 4 << 10);
@@ -173,7 +189,7 @@ mod tests {
 
     #[test]
     fn ram_and_files_have_the_pages_that_linux_gives_them() {
-        let of = |kind, pages| largest_block(&mapping(kind, 0x1000, pages));
+        let of = |kind, pages| largest_block(&mapping(kind, 0x1000, pages), &sizes());
         assert_eq!(of(Kind::Ram, Pages::Auto), 2 << 20);
         assert_eq!(of(Kind::File, Pages::Auto), 4 << 10);
         assert_eq!(of(Kind::Ram, Pages::Gigantic), 1 << 30);
@@ -189,7 +205,7 @@ mod tests {
             },
             ..mapping(Kind::Ram, 0x40_1000, Pages::Auto)
         };
-        let zones = zones_of(&mapping);
+        let zones = zones_of(&mapping, &sizes());
         let cuts: Vec<_> = zones.iter().map(|zone| zone.range.clone()).collect();
         let expected = [
             0x0040_1000..0x0060_0000,
@@ -211,7 +227,7 @@ mod tests {
             },
             ..mapping(Kind::Ram, 0x20_0000, Pages::Auto)
         };
-        let zones = zones_of(&mapping);
+        let zones = zones_of(&mapping, &sizes());
         assert_eq!(zones.len(), 1);
         assert_eq!(zones[0].range, mapping.range());
     }

@@ -6,15 +6,17 @@ use serde::Deserialize;
 use slat_report::size::Size;
 use toml::Spanned;
 
-use super::{DEVICE_END, HOST_END, Kind, Layout, Mapping, Pages, Resident, Slot};
+use super::{HOST_END, Kind, Layout, Mapping, Pages, Resident, Slot};
+use crate::format::Row;
 use crate::number::Number;
 use crate::problem::{Problem, Problems};
-use crate::ranges::{Given, Placed, check_address_bits, check_all, label};
+use crate::ranges::{Given, Placed, check_address_bits, check_all, check_format, label};
 use crate::slots::{GivenSlot, check_slots};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    format: Option<Spanned<String>>,
     address_bits: Option<Spanned<u8>>,
     #[serde(default)]
     mapping: Vec<Spanned<FileMapping>>,
@@ -32,7 +34,7 @@ struct FileMapping {
     hpa: Option<Spanned<Number>>,
     #[serde(default = "yes")]
     writable: bool,
-    pages: Option<Spanned<Pages>>,
+    pages: Option<Spanned<String>>,
     populated: Option<bool>,
 }
 
@@ -62,43 +64,61 @@ const fn yes() -> bool {
     true
 }
 
+/// Where a layout's file says what may turn out to be wrong later.
+pub(crate) struct Places {
+    /// Each slot's size.
+    pub(crate) sizes: Vec<Range<usize>>,
+    /// Each mapping.
+    pub(crate) mappings: Vec<Range<usize>>,
+}
+
 /// Reads a layout.
 ///
 /// # Errors
 ///
 /// [`Problems`]: everything that is wrong with it, each with its place in `text`.
 pub fn parse(text: &str) -> Result<Layout, Problems> {
-    parse_with_places(text).map(|(layout, _)| layout)
+    parse_with_places(text, None).map(|(layout, _)| layout)
 }
 
-/// Reads a layout, and says where each slot's size is given.
-pub(crate) fn parse_with_places(text: &str) -> Result<(Layout, Vec<Range<usize>>), Problems> {
+/// Reads a layout for tables of `format`, whatever the file says of it. Says also what is where.
+pub(crate) fn parse_with_places(
+    text: &str,
+    format: Option<&'static Row>,
+) -> Result<(Layout, Places), Problems> {
     let file: File = toml::from_str(text).map_err(|error| Problems::of_toml(&error))?;
     let mut problems = Vec::new();
+    let format = check_format(format, file.format.as_ref(), &mut problems);
     if file.slot.is_empty() {
         let nothing = Problem::new(0..0, "the layout has no slot");
         problems.push(nothing.help("a slot is a table [[slot]] with id, gpa, size and hva"));
     }
-    let address_bits = address_bits(file.address_bits.as_ref(), &mut problems);
-    let mappings = mappings(&file.mapping, &mut problems);
-    let slots = slots(&file.slot, address_bits, &mut problems);
-    let sizes = file.slot.iter().map(|slot| slot.get_ref().size.span());
+    let given = file.address_bits.as_ref();
+    let address_bits = check_address_bits(format, given, &mut problems);
+    let mappings = mappings(format, &file.mapping, &mut problems);
+    let slots = slots(format, &file.slot, address_bits, &mut problems);
+    let places = Places {
+        sizes: file
+            .slot
+            .iter()
+            .map(|slot| slot.get_ref().size.span())
+            .collect(),
+        mappings: file.mapping.iter().map(Spanned::span).collect(),
+    };
     let layout = Layout {
+        format,
         address_bits,
         mappings,
         slots,
     };
-    Problems::none_or(problems, (layout, sizes.collect()))
+    Problems::none_or(problems, (layout, places))
 }
 
-fn address_bits(given: Option<&Spanned<u8>>, problems: &mut Vec<Problem>) -> u8 {
-    const DEFAULT: u8 = 40;
-    given
-        .filter(|bits| check_address_bits(bits, problems))
-        .map_or(DEFAULT, |bits| *bits.get_ref())
-}
-
-fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<Mapping> {
+fn mappings(
+    format: &Row,
+    given: &[Spanned<FileMapping>],
+    problems: &mut Vec<Problem>,
+) -> Vec<Mapping> {
     let mut placed = Vec::new();
     let mut devices = Vec::new();
     let mut mappings = Vec::new();
@@ -111,12 +131,10 @@ fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<
             start: &mapping.hva,
             bytes: &mapping.size,
         };
-        let range = range.check(HOST_END, problems);
-        let kind = kind(table, &label, &mut devices, problems);
-        if let Some(range) = range {
-            check_pages(mapping, &range, problems);
-            placed.push(range);
-        }
+        let range = range.check(format, HOST_END, problems);
+        let kind = kind(format, table, &label, &mut devices, problems);
+        let pages = pages(format, mapping, range.as_ref(), problems);
+        placed.extend(range);
         let populated = mapping.populated;
         let populated = populated.unwrap_or(mapping.kind == FileKind::Pfnmap);
         let unnamed = || format!("mapping {}", index + 1);
@@ -126,10 +144,7 @@ fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<
             bytes: mapping.size.get_ref().0,
             kind,
             writable: mapping.writable,
-            pages: mapping
-                .pages
-                .as_ref()
-                .map_or(Pages::Auto, |pages| *pages.get_ref()),
+            pages,
             resident: if populated {
                 Resident::All
             } else {
@@ -144,6 +159,7 @@ fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<
 
 /// What is behind a mapping. A PFNMAP must say where, nothing else may.
 fn kind(
+    format: &Row,
     table: &Spanned<FileMapping>,
     label: &str,
     devices: &mut Vec<Placed>,
@@ -160,7 +176,7 @@ fn kind(
             };
             // A wrong size is told once, by the check of the mapping itself.
             let mut found = Vec::new();
-            devices.extend(device.check(DEVICE_END, &mut found));
+            devices.extend(device.check(format, format.host_end(), &mut found));
             problems.extend(found.into_iter().filter(|p| p.span == hpa.span()));
             return Kind::Pfnmap {
                 hpa: hpa.get_ref().0,
@@ -184,32 +200,58 @@ fn kind(
     }
 }
 
-/// Pages that are asked for by size come from hugetlbfs, which maps nothing but whole ones.
-fn check_pages(mapping: &FileMapping, range: &Placed, problems: &mut Vec<Problem>) {
-    let Some(pages) = &mapping.pages else {
-        return;
+/// The pages asked for. Those of a size come from hugetlbfs, which maps nothing but whole ones.
+fn pages(
+    format: &Row,
+    mapping: &FileMapping,
+    range: Option<&Placed>,
+    problems: &mut Vec<Problem>,
+) -> Pages {
+    let Some(given) = &mapping.pages else {
+        return Pages::Auto;
     };
-    let bytes = match pages.get_ref() {
-        Pages::Huge => 2 << 20,
-        Pages::Gigantic => 1 << 30,
-        Pages::Auto | Pages::Small => return,
+    let sizes = format.sizes();
+    let Some(pages) = sizes.named(given.get_ref()) else {
+        let message = format!(
+            "`{}` is no size of pages: hosts with `{}` have {}",
+            given.get_ref(),
+            format.name(),
+            sizes.in_words()
+        );
+        let help = "`4K`, `2M` and `1G` also stand for the page, the huge and the gigantic page, \
+                    where there are such; `auto` for what the host does by itself";
+        problems.push(Problem::new(given.span(), message).help(help));
+        return Pages::Auto;
+    };
+    let mut above_small = sizes.above_small();
+    let (Some((_, bytes)), Some(range)) = (above_small.find(|(kind, _)| *kind == pages), range)
+    else {
+        return pages;
     };
     let whole = range.start.is_multiple_of(bytes) && range.end.is_multiple_of(bytes);
     if mapping.kind != FileKind::Pfnmap && !whole {
-        let size = Size(bytes);
         let message = format!(
-            "{} from {:#x} to {:#x} is not made of whole {size} pages",
-            range.label, range.start, range.end
+            "{} from {:#x} to {:#x} is not made of whole {} pages",
+            range.label,
+            range.start,
+            range.end,
+            Size(bytes)
         );
         let help = "align hva and size to it, or leave `pages` out";
-        problems.push(Problem::new(pages.span(), message).help(help));
+        problems.push(Problem::new(given.span(), message).help(help));
     }
+    pages
 }
 
-fn slots(given: &[Spanned<FileSlot>], bits: u8, problems: &mut Vec<Problem>) -> Vec<Slot> {
+fn slots(
+    format: &Row,
+    given: &[Spanned<FileSlot>],
+    bits: u8,
+    problems: &mut Vec<Problem>,
+) -> Vec<Slot> {
     let slots = given.iter().map(Spanned::get_ref);
     let checked: Vec<_> = slots.clone().map(FileSlot::given).collect();
-    check_slots(&checked, bits, HOST_END, problems);
+    check_slots(format, &checked, bits, HOST_END, problems);
     let made = |slot: &FileSlot| Slot {
         name: name_of(slot),
         id: *slot.id.get_ref(),

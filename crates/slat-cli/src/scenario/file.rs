@@ -2,15 +2,17 @@
 
 use serde::Deserialize;
 use slat_machine::event::AccessKind;
-use slat_machine::rig::Plan;
 use slat_machine::rig::plan::{Backing, Churn, Features, Mapping, Slot, Touch};
+use slat_machine::rig::{self, Plan};
 use slat_report::size::Size;
+use slat_table::address::PAGE_SIZE;
 use toml::Spanned;
 
+use crate::format::Row;
 use crate::layout::HOST_END;
 use crate::number::Number;
 use crate::problem::{Problem, Problems};
-use crate::ranges::{ADDRESS_BITS, Given, Placed, check_address_bits, check_all, label};
+use crate::ranges::{Given, Placed, check_address_bits, check_all, check_format, label};
 use crate::slots::{GivenSlot, check_slots};
 
 /// The most CPUs that the model has.
@@ -22,7 +24,7 @@ const MOST_RAM: u64 = 64 << 30;
 /// The largest image: its contents are made in memory.
 const MOST_IMAGE: u64 = 64 << 20;
 
-/// End of the host physical addresses of the model, which have 48 bits.
+/// End of the host physical addresses of the model, which have 48 bits or fewer.
 const PHYSICAL_END: u64 = 1 << 48;
 
 #[derive(Deserialize)]
@@ -46,8 +48,8 @@ struct Machine {
     host_cpus: Spanned<u8>,
     ram: Spanned<Number>,
     steps: Spanned<u64>,
-    #[serde(default = "forty")]
-    address_bits: Spanned<u8>,
+    format: Option<Spanned<String>>,
+    address_bits: Option<Spanned<u8>>,
     #[serde(default)]
     hardware_accessed: bool,
     #[serde(default)]
@@ -110,15 +112,14 @@ const fn yes() -> bool {
     true
 }
 
-fn forty() -> Spanned<u8> {
-    Spanned::new(0..0, 40)
-}
-
 fn page() -> Spanned<Number> {
     Spanned::new(0..0, Number(4096))
 }
 
-pub(super) fn parse(text: &str) -> Result<Plan, Problems> {
+pub(super) fn parse(
+    text: &str,
+    format: Option<&'static Row>,
+) -> Result<(Plan, &'static Row), Problems> {
     let file: File = toml::from_str(text).map_err(|error| Problems::of_toml(&error))?;
     let mut problems = Vec::new();
     let machine = &file.machine;
@@ -127,10 +128,10 @@ pub(super) fn parse(text: &str) -> Result<Plan, Problems> {
         let nothing = Problem::new(0..0, "the scenario has no slot");
         problems.push(nothing.help("a slot is a table [[slot]] with id, name, gpa, size and hva"));
     }
-    let (fewest, most) = ADDRESS_BITS.into_inner();
-    let address_bits = (*machine.address_bits.get_ref()).clamp(fewest, most);
-    let mappings = mappings(&file.mapping, &mut problems);
-    let slots = slots(&file.slot, address_bits, &mut problems);
+    let format = check_format(format, machine.format.as_ref(), &mut problems);
+    let address_bits = check_address_bits(format, machine.address_bits.as_ref(), &mut problems);
+    let mappings = mappings(format, &file.mapping, &mut problems);
+    let slots = slots(format, &file.slot, address_bits, &mut problems);
     let boot = touches(&file, address_bits, &mut problems);
     check_weights(&file, &mut problems);
     let plan = Plan {
@@ -149,7 +150,28 @@ pub(super) fn parse(text: &str) -> Result<Plan, Problems> {
         steps: *machine.steps.get_ref(),
         churn: file.churn,
     };
-    Problems::none_or(problems, plan)
+    check_room(format, machine, &plan, &mut problems);
+    Problems::none_or(problems, (plan, format))
+}
+
+/// Frames and tables come from RAM, which has to lie where entries can point to.
+fn check_room(format: &Row, machine: &Machine, plan: &Plan, problems: &mut Vec<Problem>) {
+    if !problems.is_empty() {
+        return;
+    }
+    let (start, bytes) = rig::layout::ram(plan);
+    let end = format.host_end();
+    if start.0.checked_add(bytes).is_none_or(|sum| sum > end) {
+        let message = format!(
+            "{} of RAM from {:#x} on end beyond {end:#x}, the end of the host physical addresses \
+             of `{}`",
+            Size(bytes),
+            start.0,
+            format.name()
+        );
+        let help = "less RAM, or devices below or above it, make room";
+        problems.push(Problem::new(machine.ram.span(), message).help(help));
+    }
 }
 
 fn check_machine(machine: &Machine, problems: &mut Vec<Problem>) {
@@ -180,14 +202,17 @@ fn check_machine(machine: &Machine, problems: &mut Vec<Problem>) {
             Size(MOST_RAM)
         ),
     );
-    check_address_bits(&machine.address_bits, problems);
     if *machine.steps.get_ref() == 0 {
         let message = "0 steps: nothing would happen";
         problems.push(Problem::new(machine.steps.span(), message));
     }
 }
 
-fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<Mapping> {
+fn mappings(
+    format: &Row,
+    given: &[Spanned<FileMapping>],
+    problems: &mut Vec<Problem>,
+) -> Vec<Mapping> {
     let (mut placed, mut devices, mut mappings) = (Vec::new(), Vec::new(), Vec::new());
     for table in given {
         let mapping = table.get_ref();
@@ -198,11 +223,12 @@ fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<
             start: &mapping.hva,
             bytes: &mapping.size,
         };
-        let range = range.check(HOST_END, problems);
+        let range = range.check(format, HOST_END, problems);
+        check_frames(format, mapping, &label, problems);
         // What an image contains is made only for one of sound size.
         let backing = range
             .as_ref()
-            .and_then(|_| backing(table, &mut devices, problems));
+            .and_then(|_| backing(format, table, &mut devices, problems));
         mappings.extend(backing.map(|backing| Mapping {
             name: mapping.name.clone(),
             hva: mapping.hva.get_ref().0,
@@ -217,13 +243,48 @@ fn mappings(given: &[Spanned<FileMapping>], problems: &mut Vec<Problem>) -> Vec<
     mappings
 }
 
+/// The host of the model has frames of 4 KiB and 2 MiB, and no others.
+const FRAME: u64 = 2 << 20;
+
+/// Where the format's page is larger than 4 KiB, only what lies in a frame of 2 MiB can be mapped.
+fn check_frames(format: &Row, mapping: &FileMapping, label: &str, problems: &mut Vec<Problem>) {
+    let page = format.sizes().small();
+    if page == PAGE_SIZE || !matches!(mapping.kind, FileKind::Anonymous) {
+        return;
+    }
+    let broken = |value: &&Spanned<Number>| !value.get_ref().0.is_multiple_of(FRAME);
+    if let Some(value) = [&mapping.hva, &mapping.size].into_iter().find(broken) {
+        let message = format!(
+            "{label} has {:#x}, which is no multiple of 2M: where pages have {}, as with `{}`, the \
+             model's RAM comes in whole frames of 2M",
+            value.get_ref().0,
+            Size(page),
+            format.name()
+        );
+        let help = "align hva and size to 2M, or take a format with pages of 4K";
+        problems.push(Problem::new(value.span(), message).help(help));
+    }
+}
+
 fn backing(
+    format: &Row,
     table: &Spanned<FileMapping>,
     devices: &mut Vec<Placed>,
     problems: &mut Vec<Problem>,
 ) -> Option<Backing> {
     let mapping = table.get_ref();
     let FileMapping { name, size, .. } = mapping;
+    let is_device = matches!(mapping.kind, FileKind::Device | FileKind::Revocable);
+    if is_device && !format.has_devices() {
+        let message = format!(
+            "mapping `{name}` is a device: `{}` has no leaf that shows a device's memory and holds \
+             against the guest",
+            format.name()
+        );
+        let help = "leave the device out, or take another format";
+        problems.push(Problem::new(table.span(), message).help(help));
+        return None;
+    }
     match (mapping.kind, &mapping.hpa) {
         (kind @ (FileKind::Device | FileKind::Revocable), Some(hpa)) => {
             let device = Given {
@@ -232,7 +293,8 @@ fn backing(
                 start: hpa,
                 bytes: size,
             };
-            devices.push(device.check(PHYSICAL_END, problems)?);
+            let end = PHYSICAL_END.min(format.host_end());
+            devices.push(device.check(format, end, problems)?);
             let hpa = hpa.get_ref().0;
             Some(match kind {
                 FileKind::Revocable => Backing::Revocable { hpa },
@@ -276,10 +338,15 @@ fn image(name: &str, size: &Spanned<Number>, problems: &mut Vec<Problem>) -> Opt
     Some(Backing::Image(contents.into()))
 }
 
-fn slots(given: &[Spanned<FileSlot>], bits: u8, problems: &mut Vec<Problem>) -> Vec<Slot> {
+fn slots(
+    format: &Row,
+    given: &[Spanned<FileSlot>],
+    bits: u8,
+    problems: &mut Vec<Problem>,
+) -> Vec<Slot> {
     let slots = given.iter().map(Spanned::get_ref);
     let checked: Vec<_> = slots.clone().map(FileSlot::given).collect();
-    check_slots(&checked, bits, HOST_END, problems);
+    check_slots(format, &checked, bits, HOST_END, problems);
     let made = |slot: &FileSlot| Slot {
         name: slot.name.clone(),
         id: *slot.id.get_ref(),

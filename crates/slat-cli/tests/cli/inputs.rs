@@ -90,7 +90,7 @@ const LAYOUTS: &[Case] = &[
         "kind = \"ram\"",
         "kind = \"ram\"\npages = \"3K\"",
         ":5:9",
-        "unknown variant `3K`",
+        "`3K` is no size of pages: hosts with `arm64-4k` have 4K, 2M, 1G",
     ),
     (
         "hva = 0x7f00_0000_0000\nsize",
@@ -109,9 +109,9 @@ const LAYOUTS: &[Case] = &[
     ),
     (
         "gpa = 0x4000_0000",
-        "gpa = 0x100_0000_0000",
+        "gpa = 0x1_0000_0000_0000",
         ":10:7",
-        "ends beyond 0x10000000000",
+        "ends beyond 0x1000000000000",
     ),
     (
         "gpa = 0x4000_0000",
@@ -124,6 +124,30 @@ const LAYOUTS: &[Case] = &[
         "address-bits = 64\n[[mapping]]",
         ":1:16",
         "from 32 to 48 are possible",
+    ),
+    (
+        "\n[[mapping]]",
+        "format = \"arm65\"\n[[mapping]]",
+        ":1:10",
+        "there is no format `arm65`: there are arm64-4k,",
+    ),
+    (
+        "\n[[mapping]]",
+        "format = \"arm64-64k\"\n[[mapping]]\npages = \"1G\"",
+        ":3:9",
+        "`1G` is no size of pages: hosts with `arm64-64k` have 64K, 512M",
+    ),
+    (
+        "\n[[mapping]]",
+        "format = \"sv32x4\"\n[[mapping]]\nname = \"far\"\nkind = \"pfnmap\"\nhva = 0\nsize = \"1M\"\nhpa = 0x4_0000_0000\n[[mapping]]",
+        ":7:7",
+        "ends beyond 0x400000000",
+    ),
+    (
+        "\n[[mapping]]",
+        "format = \"s390-none\"\n[[mapping]]\nname = \"BAR\"\nkind = \"pfnmap\"\nhva = 0\nsize = \"1M\"\nhpa = 0\n[[mapping]]",
+        ":2:1",
+        "no leaf that shows a device's memory",
     ),
     ("[[slot]]", "[[slot]", ":8:8", "expected"),
     (
@@ -173,10 +197,16 @@ const SCENARIOS: &[Case] = &[
         "nothing would happen",
     ),
     (
-        "address-bits = 40",
-        "address-bits = 20",
-        ":9:16",
+        "# address-bits = 40 ",
+        "address-bits = 20 ",
+        ":10:16",
         "from 32 to 48 are possible",
+    ),
+    (
+        "# format = \"arm64-4k\"",
+        "format = \"arm65\"",
+        ":9:10",
+        "there is no format `arm65`: there are arm64-4k,",
     ),
     (
         "[machine]",
@@ -211,8 +241,8 @@ const SCENARIOS: &[Case] = &[
     ),
     ("id = 3", "id = 2", "id = 2", "two slots have the id 2"),
     (
-        "hpa = 0x41_0000_0000",
-        "hpa = 0x40_0000_1000",
+        "hpa = 0x2_0000_0000",
+        "hpa = 0x1_0000_1000",
         "hpa = ",
         "overlaps the device memory",
     ),

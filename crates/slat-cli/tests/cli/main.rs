@@ -5,7 +5,9 @@
     reason = "an integration test is one test module"
 )]
 
+mod architectures;
 mod explaining;
+mod formats;
 mod inputs;
 mod running;
 

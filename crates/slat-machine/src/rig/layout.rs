@@ -31,7 +31,7 @@ pub(crate) fn devices(plan: &Plan) -> Vec<(Hpa, u64)> {
 }
 
 /// RAM: first byte and size, beside all devices.
-pub(crate) fn ram(plan: &Plan) -> (Hpa, u64) {
+pub fn ram(plan: &Plan) -> (Hpa, u64) {
     let devices = devices(plan);
     let in_the_way =
         |(start, bytes): &(Hpa, u64)| start.0 < RAM + plan.ram && RAM < start.0 + bytes;

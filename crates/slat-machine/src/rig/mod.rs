@@ -16,7 +16,7 @@ mod devices;
 pub mod draw;
 pub mod formats;
 mod guest;
-mod layout;
+pub mod layout;
 pub mod plan;
 pub mod script;
 mod setup;
