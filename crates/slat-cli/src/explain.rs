@@ -3,13 +3,16 @@
 //!
 //! The layout's mappings and slots are made with the real engine on real tables of the layout's
 //! format (`engine`, `platform`), on a host that shows memory as Linux would (`zones`) and has none
-//! (`paper`). So what is said was counted, and every change that is proposed (`advice`, `change`)
+//! (`host`, `paper`). So what is said was counted, and every change that is proposed (`advice`, `change`)
 //! was tried.
 
 mod advice;
 mod change;
 mod compare;
 pub(crate) mod engine;
+mod error;
+mod estimate;
+mod host;
 mod paper;
 mod platform;
 #[cfg(target_os = "linux")]
@@ -23,7 +26,7 @@ use slat_report::{Blocks, Flushes};
 
 pub use advice::Advise;
 pub use compare::{Comparison, Cost, LeftOut, Life};
-pub use engine::ExamineError;
+pub use error::ExamineError;
 
 use crate::layout::{Kind, Layout};
 use advice::Fix;

@@ -6,7 +6,8 @@
 //! number of entries before and after as counted.
 
 use super::change::{Change, ChangeKind, Changed, overlap};
-use super::engine::{Facts, PartFacts, estimated_leaves, examine};
+use super::engine::{Facts, PartFacts, examine};
+use super::estimate::estimated_leaves;
 use super::zones::largest_block;
 use crate::format::Sizes;
 use crate::layout::{Kind, Layout, Mapping, Pages};

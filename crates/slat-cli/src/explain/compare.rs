@@ -9,7 +9,8 @@ use serde::Serialize;
 use slat_report::Flushes;
 use slat_report::size::Size;
 
-use super::engine::{ExamineError, Facts, PartFacts, SlotFacts, examine};
+use super::engine::{Facts, PartFacts, SlotFacts, examine};
+use super::error::ExamineError;
 use crate::columns::columns;
 use crate::format::{ROWS, Row};
 use crate::layout::{self, Layout};

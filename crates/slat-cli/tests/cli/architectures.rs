@@ -23,7 +23,7 @@ fn the_tables_are_what_the_commands_above_them_print() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     for (command, printed) in transcripts {
         let arguments = command.split(' ').map(|argument| {
-            if argument.ends_with(".toml") {
+            if argument.contains('/') {
                 root.join(argument).into_os_string()
             } else {
                 argument.into()

@@ -5,13 +5,13 @@ use core::time::Duration;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use slat::host::{PageKind, ResolveError};
+use slat::host::{Host as _, HostView as _, PageKind, ResolveError};
 use slat::notifier::{Notifier, Ticket};
 use slat::vcpu::Denial;
 use slat_mm::{
     Backing, ContentsError, DriverDevice, FrameSize, MapError, MigrateError, Protection, SplitError,
 };
-use slat_table::address::{Hpa, HpaRange, HvaRange, PAGE_SIZE, RangeError};
+use slat_table::address::{Hpa, HpaRange, Hva, HvaRange, PAGE_SIZE, RangeError};
 use slat_table::attributes::{Access, MemoryType};
 use slat_table::lock::StdLocks;
 
@@ -297,4 +297,31 @@ fn a_revocation_takes_no_mmap_lock() {
         done.send(revoker.device.is_revoked()).unwrap();
     });
     assert_eq!(finished.recv_timeout(Duration::from_mins(1)), Ok(true));
+}
+
+#[test]
+fn ram_that_a_driver_hands_out_is_ram_in_blocks_as_large_as_it_is_aligned() {
+    const GIB: u64 = 1 << 30;
+    let space = Space::new(arena(4));
+    let range = HvaRange::new(Hva::new(2 * GIB), 2 * GIB).unwrap();
+    let frames = HpaRange::new(Hpa::new(4 * GIB), 2 * GIB).unwrap();
+    let backing = Backing::Driver {
+        device: DriverDevice::ram(frames),
+        offset: 0,
+    };
+    space.map(range, Protection::ReadWrite, backing).unwrap();
+    let vma = space.view().find_vma(range.start()).unwrap();
+    assert_eq!(
+        (vma.kind, vma.memory),
+        (PageKind::Ram, MemoryType::WriteBack)
+    );
+    let absent = space.view().peek(range.start(), Access::Read);
+    assert_eq!(absent, Err(ResolveError::NotPresent(range)));
+    let page = space.fault(range.start(), Access::Write).unwrap();
+    assert_eq!((page.block, page.hpa), (range, frames.start()));
+    assert_eq!(
+        (page.kind, page.memory),
+        (PageKind::Ram, MemoryType::WriteBack)
+    );
+    assert_eq!(space.view().peek(range.start(), Access::Write), Ok(page));
 }
