@@ -286,6 +286,7 @@ impl Judge {
                 self.check_new_dirt(&at, leaf, linking)?;
                 self.check_leaf(&at, leaf, linking.did)?;
                 self.reach(&at, leaf, linking.did);
+                self.dirt_is_in_memory(&at);
                 Ok(())
             }
         }
@@ -337,9 +338,16 @@ impl Judge {
             tree.longest_run = tree.longest_run.max(whole.gpa.bytes());
         }
         tree.leaves.set(at.gpa, reached);
-        tree.dirt.mapped(at.gpa);
         self.leaves_by_hpa
             .insert(whole.target(), (at.vm, at.gpa.start));
+    }
+
+    /// Software mapped something, so what was dirty there is to be known from memory. Hardware that
+    /// notes something in a leaf knows nothing of the other leaves of its run.
+    pub(super) fn dirt_is_in_memory(&mut self, at: &At) {
+        if let Some(tree) = self.trees.get_mut(&at.vm) {
+            tree.dirt.mapped(at.gpa);
+        }
     }
 
     /// A reachable leaf is none any more.

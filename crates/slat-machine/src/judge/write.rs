@@ -209,6 +209,7 @@ impl Judge {
         self.check_runs(at, &change.new, did)?;
         self.check_leaf(at, &new, did)?;
         self.reach(at, &new, did);
+        self.dirt_is_in_memory(at);
         Ok(())
     }
 

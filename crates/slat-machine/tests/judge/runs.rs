@@ -1,5 +1,6 @@
 //! Runs of leaves: by the contiguous hint of Arm, sixteen pages.
 
+use slat_machine::event::{AccessKind, WriteKind};
 use slat_machine::judge::Rule;
 
 use crate::scenario::*;
@@ -141,4 +142,37 @@ fn a_hint_is_not_taken_from_a_valid_entry() {
     s.locked().tables().write(LAST, FRAME | PAGE);
     s.write(LAST, FRAME | RUN)
         .ends_with(Rule::ChangedWhileValid);
+}
+
+#[test]
+fn what_was_written_in_a_run_stays_written_whatever_hardware_notes_while_it_is_broken() {
+    const CLEAN: u64 = (PAGE & !WRITE & !ACCESSED) | MODIFIER;
+    const DIRTY: u64 = PAGE | MODIFIER;
+    const CONTIGUOUS: u64 = RUN & !PAGE;
+    let mut s = Scenario::boot_with(HARDWARE_ACCESSED | HARDWARE_DIRTY);
+    s.slot(1, GPA, MIB2, HVA).frame(FRAME, MIB2);
+    s.answered(HVA, PAGES * KIB4, FRAME).locked().tables();
+    for page in 0..PAGES {
+        s.write(entry(page), (FRAME + page * KIB4) | CLEAN | CONTIGUOUS);
+    }
+    s.op(I::DsbIshst).unlocked();
+    // The page that was written is noted in the first entry.
+    s.write_as(WriteKind::Hardware, entry(0), FRAME | DIRTY | CONTIGUOUS);
+    s.access(AccessKind::Write, GPA, FRAME);
+    s.locked().write_as(WriteKind::Exchange, entry(0), 0);
+    // A walker marks the second one before it is taken out too.
+    let second = FRAME + KIB4;
+    let used = second | CLEAN | ACCESSED | CONTIGUOUS;
+    s.write_as(WriteKind::Hardware, entry(1), used);
+    for page in 1..PAGES {
+        s.write_as(WriteKind::Exchange, entry(page), 0);
+    }
+    s.unlocked();
+    removed(&mut s, 0..0, 0..PAGES);
+    s.locked();
+    for page in 0..PAGES {
+        let leaf = (FRAME + page * KIB4) | DIRTY;
+        s.write_as(WriteKind::Exchange, entry(page), leaf);
+    }
+    s.unlocked().is_fine();
 }
