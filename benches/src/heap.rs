@@ -93,6 +93,14 @@ impl TableMemory for Heap {
         self.word(entry).store(value, order);
     }
 
+    fn fill(&self, table: Hpa, entries: u64, value: u64) {
+        let first: *mut u64 = core::ptr::from_ref(self.word(table)).cast_mut().cast();
+        let entries = usize::try_from(entries).unwrap_or(0);
+        // SAFETY: the engine names entries of a table that it has from `allocate`, and that nobody
+        // else has yet.
+        unsafe { core::slice::from_raw_parts_mut(first, entries) }.fill(value);
+    }
+
     #[inline]
     fn compare_exchange(&self, entry: Hpa, old: u64, new: u64) -> Result<(), u64> {
         let word = self.word(entry);

@@ -90,7 +90,7 @@ fn map<F: Format>(table: &Table<F>, cache: &mut TableCache<'_, F, Heap>, range: 
     let leaves = table
         .leaves(range, hpa, Level::PAGE, attributes)
         .expect("whole pages of one table");
-    let mut hold = table.hold(&range);
+    let mut hold = table.hold_span(range.start());
     assert!(hold.is_current(&snapshot));
     let installed = hold.install(&leaves, cache).expect("tables are ready");
     drop(hold);

@@ -14,6 +14,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Args;
 
+use crate::bench;
 use crate::boots;
 use crate::journal::Journal;
 use crate::mutants;
@@ -240,6 +241,9 @@ fn code_checks(workspace: &Workspace) -> Vec<Check<'_>> {
         Check::new("soak", |log| soak(workspace, log)),
         Check::new("planted bugs", |log| {
             mutants::check(workspace, &log.journal)
+        }),
+        Check::new("instruction budgets", |log| {
+            bench::check(workspace, &log.journal)
         }),
         Check::new("fuzz targets", |log| fuzz_targets(workspace, log)),
         Check::new("documentation", run(documentation)),

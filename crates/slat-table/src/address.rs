@@ -197,6 +197,16 @@ impl<A: Address> PageRange<A> {
         Some(Self::trusted(start, size))
     }
 
+    /// The same for a block of `1 << shift` bytes, where that is known to be a page or more.
+    #[inline]
+    pub(crate) fn aligned_block(address: A, shift: u8) -> Option<Self> {
+        debug_assert!(u32::from(shift) >= PAGE_SHIFT, "a part of a page");
+        let size = 1 << (shift & 63);
+        let start = address.raw() & !(size - 1);
+        start.checked_add(size)?;
+        Some(Self::trusted(start, size))
+    }
+
     /// The range from `start` up to `end`, or `None` if that is no [`PageRange`].
     #[inline]
     pub fn between(start: A, end: A) -> Option<Self> {
@@ -289,6 +299,18 @@ impl<A: Address> PageRange<A> {
     }
 }
 
+impl<A: Address> PageRange<A> {
+    /// What lies in `image` where `part` lies in this range.
+    ///
+    /// `None` if `part` does not lie in this range, or `image` is smaller than this range.
+    #[inline]
+    pub fn image_of<B: Address>(&self, part: &Self, image: &PageRange<B>) -> Option<PageRange<B>> {
+        // Both ranges and the part begin and end with whole pages, so its image does too.
+        (self.covers(part) && self.bytes <= image.bytes)
+            .then(|| PageRange::trusted(image.start + (part.start - self.start), part.bytes))
+    }
+}
+
 impl<A> Clone for PageRange<A> {
     fn clone(&self) -> Self {
         *self
@@ -343,6 +365,28 @@ mod tests {
                 start,
                 bytes: 0x1000
             })
+        );
+    }
+
+    #[test]
+    fn the_image_of_a_part_lies_where_the_part_does() {
+        let range =
+            |page: u64, pages: u64| GpaRange::new(Gpa::new(page << 12), pages << 12).unwrap();
+        let image =
+            |page: u64, pages: u64| HvaRange::new(Hva::new(page << 12), pages << 12).unwrap();
+        let whole = range(8, 4);
+        assert_eq!(
+            whole.image_of(&range(9, 2), &image(100, 4)),
+            Some(image(101, 2))
+        );
+        assert_eq!(whole.image_of(&whole, &image(100, 4)), Some(image(100, 4)));
+        for outside in [range(7, 2), range(11, 2), range(0, 1)] {
+            assert_eq!(whole.image_of(&outside, &image(100, 4)), None);
+        }
+        assert_eq!(
+            whole.image_of(&range(8, 1), &image(100, 3)),
+            None,
+            "too small"
         );
     }
 

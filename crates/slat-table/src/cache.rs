@@ -24,6 +24,8 @@ pub struct OutOfTables {
 pub struct TableCache<'t, F: Format, P: Platform> {
     table: &'t PageTable<F, P>,
     ready: [Option<Hpa>; MAX_LEVELS],
+    /// Nothing is missing in `ready`: most operations take nothing, and need not look through it.
+    full: bool,
 }
 
 impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
@@ -32,6 +34,7 @@ impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
         Self {
             table,
             ready: [None; MAX_LEVELS],
+            full: false,
         }
     }
 
@@ -42,6 +45,14 @@ impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
     /// [`OutOfTables`]; what was allocated before stays in the cache.
     #[inline]
     pub fn fill(&mut self) -> Result<(), OutOfTables> {
+        if self.full {
+            return Ok(());
+        }
+        self.allocate_missing()
+    }
+
+    #[cold]
+    fn allocate_missing(&mut self) -> Result<(), OutOfTables> {
         let mut filled = false;
         for level in self.table.geometry().levels_below_root() {
             let ready = &mut self.ready[level.index()];
@@ -54,6 +65,7 @@ impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
             // A walker must not find zeros in a table that is linked: they may map something.
             self.table.platform().publish();
         }
+        self.full = true;
         Ok(())
     }
 
@@ -64,13 +76,12 @@ impl<'t, F: Format, P: Platform> TableCache<'t, F, P> {
     }
 
     /// Takes the table for `level`.
-    #[inline]
     pub(crate) fn take(&mut self, level: Level) -> Option<Hpa> {
+        self.full = false;
         self.ready[level.index()].take()
     }
 
     /// Puts back an empty table that was not needed after all.
-    #[inline]
     pub(crate) fn put_back(&mut self, level: Level, table: Hpa) {
         self.ready[level.index()] = Some(table);
     }

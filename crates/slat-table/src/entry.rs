@@ -73,6 +73,17 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             .store(entry, in_order::<F>(value), Ordering::Release);
     }
 
+    /// Writes `value` to the first `entries` entries of `table`, which no walker can reach yet.
+    pub(crate) fn fill(&self, table: Hpa, entries: u64, value: u64) {
+        if are_words::<F>() {
+            for index in 0..entries {
+                self.store(entry_address::<F>(table, index), value);
+            }
+        } else {
+            self.platform().fill(table, entries, in_order::<F>(value));
+        }
+    }
+
     #[inline]
     pub(crate) fn swap(&self, entry: Hpa, value: u64) -> u64 {
         if are_words::<F>() {

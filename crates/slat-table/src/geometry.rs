@@ -5,7 +5,7 @@
 //! is the highest. (Arm counts the other way: its level 3 is our level 0.) A *span* is what one
 //! level-0 table maps; locks are striped by span.
 
-use crate::address::{Gpa, GpaRange};
+use crate::address::{Gpa, GpaRange, PAGE_SHIFT};
 
 /// The most levels any format has (EPT with 57 bits, `Sv57x4`, s390 with region-first tables).
 pub const MAX_LEVELS: usize = 5;
@@ -71,7 +71,10 @@ pub struct LevelShape {
 /// The tree's shape, root included; made by [`Format::geometry`](crate::format::Format::geometry).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    levels: [LevelShape; MAX_LEVELS],
+    /// Longer than any tree is high: a level is then an index by dropping bits.
+    levels: [LevelShape; 8],
+    /// One less than the number of entries, by level.
+    index_masks: [u64; 8],
     root: Level,
     address_bits: u8,
 }
@@ -85,7 +88,8 @@ impl Geometry {
     ///
     /// `None` if there are no levels, more than [`MAX_LEVELS`], their index bits do not add up, a
     /// table is too small for the smallest entries there are (see
-    /// [`holds_entries_of`](Self::holds_entries_of)), or the tree maps 64 bits or more.
+    /// [`holds_entries_of`](Self::holds_entries_of)), an entry maps less than
+    /// [`PAGE_SIZE`](crate::address::PAGE_SIZE), or the tree maps 64 bits or more.
     pub fn new(shapes: &[LevelShape], address_bits: u8) -> Option<Self> {
         let last = shapes.last()?;
         let maps = |shape: &LevelShape| u32::from(shape.shift) + u32::from(shape.index_bits);
@@ -100,7 +104,10 @@ impl Geometry {
         {
             return None;
         }
-        let mut levels = [*last; MAX_LEVELS];
+        if u32::from(shapes[0].shift) < PAGE_SHIFT {
+            return None;
+        }
+        let mut levels = [*last; 8];
         levels[..shapes.len()].copy_from_slice(shapes);
         // A root may be too small for what is a run in the other tables of its level.
         for level in levels.iter_mut().filter(|of| of.run_bits > of.index_bits) {
@@ -109,6 +116,7 @@ impl Geometry {
         let root = Level::new(u8::try_from(shapes.len() - 1).ok()?);
         let geometry = Self {
             levels,
+            index_masks: levels.map(|level| (1 << level.index_bits) - 1),
             root,
             address_bits,
         };
@@ -140,18 +148,13 @@ impl Geometry {
     /// Shape of the tables of `level`; the root's beyond it.
     #[inline]
     pub const fn shape(&self, level: Level) -> &LevelShape {
-        let index = if level.index() < MAX_LEVELS {
-            level.index()
-        } else {
-            MAX_LEVELS - 1
-        };
-        &self.levels[index]
+        &self.levels[level.index() % 8]
     }
 
     /// Bytes that one entry of `level` maps.
     #[inline]
     pub const fn entry_bytes(&self, level: Level) -> u64 {
-        1 << self.shape(level).shift
+        1 << (self.shape(level).shift & 63)
     }
 
     /// Bytes that a run of leaves of `level` maps; `None` where there are no runs.
@@ -163,27 +166,39 @@ impl Geometry {
         if run_bits == 0 {
             None
         } else {
-            Some(1 << (shift + run_bits))
+            Some(1 << ((shift + run_bits) & 63))
         }
     }
 
     /// Bytes that one table of `level` maps.
     #[inline]
     pub const fn table_maps(&self, level: Level) -> u64 {
-        1 << (self.shape(level).shift + self.shape(level).index_bits)
+        1 << self.table_shift(level)
+    }
+
+    /// log2 of the bytes that one table of `level` maps.
+    #[inline]
+    pub(crate) const fn table_shift(&self, level: Level) -> u32 {
+        ((self.shape(level).shift + self.shape(level).index_bits) & 63) as u32
     }
 
     /// log2 of the bytes of a span: what one level-0 table maps.
     #[inline]
     pub const fn span_shift(&self) -> u32 {
-        (self.levels[0].shift + self.levels[0].index_bits) as u32
+        self.table_shift(Level::PAGE)
+    }
+
+    /// The span around `gpa`.
+    #[inline]
+    pub fn span(&self, gpa: Gpa) -> Option<GpaRange> {
+        let first = &self.levels[0];
+        GpaRange::aligned_block(gpa, first.shift + first.index_bits)
     }
 
     /// Index of `gpa`'s entry in its table of `level`.
     #[inline]
     pub const fn index(&self, level: Level, gpa: Gpa) -> u64 {
-        let shape = self.shape(level);
-        (gpa.raw() >> shape.shift) & ((1 << shape.index_bits) - 1)
+        (gpa.raw() >> (self.shape(level).shift & 63)) & self.index_masks[level.index() % 8]
     }
 
     /// The block that the entry of `level` around `gpa` maps, as far as the guest's addresses go:
@@ -221,6 +236,13 @@ impl Geometry {
     /// The levels at which a leaf may stand, largest first.
     pub fn leaf_levels(&self) -> impl Iterator<Item = Level> + '_ {
         self.levels_down().filter(|level| self.shape(*level).leaf)
+    }
+
+    /// The same, smallest first.
+    #[inline]
+    pub fn leaf_levels_up(&self) -> impl Iterator<Item = Level> + '_ {
+        let levels = (0..=self.root.0).map(Level);
+        levels.filter(|level| self.shape(*level).leaf)
     }
 
     /// The sizes of leaves in bytes, largest first, each with its level: a run of leaves that
@@ -278,6 +300,7 @@ mod tests {
         assert!(Geometry::new(&two, 32).is_some());
         assert_eq!(Geometry::new(&two, 33), None, "more than the root maps");
         assert_eq!(Geometry::new(&[], 32), None);
+        assert_eq!(Geometry::new(&[shape(11, 9)], 20), None, "half a page");
         assert_eq!(
             Geometry::new(&[shape(12, 9), shape(20, 12)], 32),
             None,

@@ -1,33 +1,18 @@
-//! Stripes of a table, held, and what may be done under them: descend, and install leaves.
+//! Stripes of a table, held, and what may be done under them: descend, change leaves, and install
+//! them ([`crate::install`]).
 
 use core::fmt;
-use core::ops::Range;
 
-use crate::address::{Gpa, GpaRange, Hpa};
+use crate::address::{Gpa, Hpa};
 use crate::attributes::Attributes;
 use crate::cache::TableCache;
 use crate::entry::entry_address;
 use crate::format::{Entry, Format};
 use crate::geometry::Level;
+pub use crate::install::{Installed, NoTableReady};
 use crate::platform::Platform;
-use crate::stripe::{Held, Snapshot, StripeSet};
+use crate::stripe::{Held, MAX_STRIPES, Snapshot, StripeSet};
 use crate::table::{Leaves, PageTable};
-
-/// What an installation did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Installed {
-    /// Leaves that were not there.
-    pub new: u64,
-    /// Leaves that were there and now allow more, or are young again.
-    pub extended: u64,
-    /// Leaves that were there and needed no change.
-    pub present: u64,
-    /// Where something else is in the way (P4): an entry for another address, of another memory
-    /// type, or of another size, or a run that would have to allow more. The installation stopped
-    /// there. Remove this range, then ask the
-    /// host again.
-    pub conflict: Option<GpaRange>,
-}
 
 /// Where a descent ended: an entry that is no table pointer, or one of the level asked for.
 #[derive(Clone, Copy, Debug)]
@@ -39,19 +24,24 @@ pub(crate) struct Place {
 
 /// Some stripes of a table, held. Entries under them do not change but by the holder's hand and,
 /// in their accessed and dirty bits, the hardware's.
-pub struct Hold<'t, F: Format, P: Platform> {
+///
+/// `N` is how many stripes there is room for: 1 is enough for what lies in one span
+/// ([`PageTable::hold_span`]).
+pub struct Hold<'t, F: Format, P: Platform, const N: usize = MAX_STRIPES> {
     table: &'t PageTable<F, P>,
-    held: Held<'t, P::Locks>,
+    held: Held<'t, P::Locks, N>,
 }
 
-/// A cache without the table that an installation needs; fill it and try again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no table ready for level {}", .0.index())]
-pub struct NoTableReady(pub Level);
+/// The tree under a [`Hold`], from which it is borrowed: who has this holds stripes. A hold is as
+/// large as the guards that it has room for; this is a reference, so what is done under a hold need
+/// not be compiled for each size of it, nor the hold be kept in memory for its sake.
+pub(crate) struct Tree<'h, F: Format, P: Platform> {
+    pub(crate) table: &'h PageTable<F, P>,
+}
 
-impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
+impl<'t, F: Format, P: Platform, const N: usize> Hold<'t, F, P, N> {
     #[inline]
-    pub(crate) fn new(table: &'t PageTable<F, P>, held: Held<'t, P::Locks>) -> Self {
+    pub(crate) fn new(table: &'t PageTable<F, P>, held: Held<'t, P::Locks, N>) -> Self {
         Self { table, held }
     }
 
@@ -70,8 +60,9 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             .covers(self.table.stripes.covering(&leaves.range))
     }
 
-    pub(crate) fn table(&self) -> &PageTable<F, P> {
-        self.table
+    #[inline]
+    pub(crate) fn tree(&self) -> Tree<'_, F, P> {
+        Tree { table: self.table }
     }
 
     pub(crate) fn stripes(&self) -> StripeSet {
@@ -105,215 +96,32 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
         if !self.covers(leaves) || !tables.is_for(self.table) {
             return Err(NoTableReady(leaves.level));
         }
-        let place = self.descend_making_tables(leaves.range.start(), leaves.level, tables)?;
-        if place.level != leaves.level {
-            return Ok(self.under_larger_leaf(leaves, &place));
-        }
-        Ok(self.install_leaves(leaves, &place))
+        self.tree().install(leaves, tables)
     }
 
-    /// Installs `leaves` in a table, in pieces that lie in one run or outside all: what is one of
-    /// a run is met as a whole.
+    /// Follows tables towards `gpa`, no further than `lowest`.
     #[inline]
-    fn install_leaves(&self, leaves: &Leaves, table: &Place) -> Installed {
-        let shape = self.table.geometry.shape(leaves.level);
-        let count = leaves.range.bytes() >> shape.shift;
-        let mut installed = Installed::default();
-        if shape.run_bits == 0 {
-            self.install_alone(leaves, table, 0..count, &mut installed);
-            return installed;
-        }
-        let run = 1u64 << shape.run_bits;
-        // Entries from the start of the run that the first leaf lies in.
-        let ahead = (leaves.range.start().raw() >> shape.shift) & (run - 1);
-        let mut start = 0;
-        while start < count && installed.conflict.is_none() {
-            let end = count.min((start + ahead) / run * run + run - ahead);
-            self.install_piece(leaves, table, start..end, run, &mut installed);
-            start = end;
-        }
-        installed
+    pub(crate) fn descend(&self, gpa: Gpa, lowest: Level) -> Place {
+        self.tree().descend(gpa, lowest)
     }
+}
 
-    /// Installs the leaves with these indexes, which lie where one run of `run` entries may be.
+impl<F: Format, P: Platform> Tree<'_, F, P> {
+    /// Follows tables towards `gpa`, no further than `lowest`.
     #[inline]
-    fn install_piece(
-        &self,
-        leaves: &Leaves,
-        table: &Place,
-        piece: Range<u64>,
-        run: u64,
-        installed: &mut Installed,
-    ) {
-        let level = leaves.level;
-        let entry = entry_address::<F>(table.entry, piece.start);
-        let raw = self.table.load(entry);
-        let place = Place { entry, level, raw };
-        if F::is_empty(level, place.raw) {
-            if let Some(first) = leaves.run(&piece, run, F::leaf_step(level))
-                && self.install_run(&place, run, first)
-            {
-                installed.new += run;
-                return;
-            }
-        } else if self.table.is_in_run(level, place.raw) {
-            return self.meet_run(leaves, &place, &piece, installed);
-        }
-        self.install_alone(leaves, table, piece, installed);
-    }
-
-    /// Installs the leaves with these indexes one by one.
-    #[inline]
-    fn install_alone(
-        &self,
-        leaves: &Leaves,
-        table: &Place,
-        indexes: Range<u64>,
-        installed: &mut Installed,
-    ) {
-        let level = leaves.level;
-        let step = F::leaf_step(level);
-        let mut wanted = leaves.leaf(indexes.start, step);
-        for index in indexes {
-            let entry = entry_address::<F>(table.entry, index);
+    pub(crate) fn descend(&self, gpa: Gpa, lowest: Level) -> Place {
+        let mut level = self.table.geometry.root();
+        let mut table = self.table.root;
+        loop {
+            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
             let raw = self.table.load(entry);
-            if F::is_empty(level, raw) {
-                self.table.store(entry, wanted);
-                installed.new += 1;
-            } else if raw == wanted {
-                installed.present += 1;
-            } else {
-                let place = Place { entry, level, raw };
-                match self.extend(&place, wanted) {
-                    Extended::Changed => installed.extended += 1,
-                    Extended::Nothing => installed.present += 1,
-                    Extended::Conflict => {
-                        let at = leaves.gpa(index, &self.table.geometry);
-                        installed.conflict = self.table.geometry.block(level, at);
-                        return;
-                    }
+            match level.down() {
+                Some(below) if level > lowest && F::is_table(level, raw) => {
+                    table = F::address(&self.table.features, level, raw);
+                    level = below;
                 }
+                _ => return Place { entry, level, raw },
             }
-            wanted = wanted.wrapping_add(step);
-        }
-    }
-
-    /// P4: adds what `wanted` allows to the leaf at `place` if they agree in address and memory
-    /// type.
-    fn extend(&self, place: &Place, wanted: u64) -> Extended {
-        let decode = |raw| self.table.decode(place.level, raw);
-        let (
-            Entry::Leaf {
-                hpa,
-                attributes: old,
-            },
-            Entry::Leaf {
-                hpa: new_hpa,
-                attributes,
-            },
-        ) = (decode(place.raw), decode(wanted))
-        else {
-            return Extended::Conflict;
-        };
-        if hpa != new_hpa || old.memory != attributes.memory {
-            return Extended::Conflict;
-        }
-        let union = |old: Attributes| Attributes {
-            permissions: old.permissions.union(attributes.permissions),
-            accessed: old.accessed || attributes.accessed,
-            dirty: old.dirty || attributes.dirty,
-            ..old
-        };
-        if union(old) == old {
-            return Extended::Nothing;
-        }
-        if self.change_leaf(place, 0, union) {
-            Extended::Changed
-        } else {
-            Extended::Conflict
-        }
-    }
-
-    /// P4 for a run in the way. It stays as it is but for what hardware notes in leaves: one that
-    /// allows more could not be told to all of its entries in one step.
-    fn meet_run(
-        &self,
-        leaves: &Leaves,
-        place: &Place,
-        piece: &Range<u64>,
-        installed: &mut Installed,
-    ) {
-        let at = leaves.gpa(piece.start, &self.table.geometry);
-        let wanted = leaves.leaf(piece.start, F::leaf_step(leaves.level));
-        let count = piece.end - piece.start;
-        let Some(run) = self.table.run_at(place, at) else {
-            installed.conflict = Some(leaves.range);
-            return;
-        };
-        let (
-            Entry::Leaf {
-                hpa: base,
-                attributes: old,
-            },
-            Entry::Leaf { hpa, attributes },
-        ) = (
-            self.table.decode(place.level, place.raw),
-            self.table.decode(place.level, wanted),
-        )
-        else {
-            installed.conflict = Some(run.range);
-            return;
-        };
-        let same = self.table.hpa_behind(at, place.level, base, old) == hpa
-            && old.memory == attributes.memory;
-        let allows = old.permissions.union(attributes.permissions) == old.permissions;
-        if !(same && allows) {
-            installed.conflict = Some(run.range);
-            return;
-        }
-        let noted = self.table.with_notes(&run, old);
-        let note = |of: Attributes| Attributes {
-            accessed: of.accessed || attributes.accessed,
-            dirty: of.dirty || attributes.dirty,
-            ..of
-        };
-        if note(noted) == noted {
-            installed.present += count;
-        } else if self.change_run(&run, note) {
-            installed.extended += count;
-        } else {
-            installed.conflict = Some(run.range);
-        }
-    }
-
-    /// A leaf larger than wanted is in the way: fine if it maps the same memory and allows as
-    /// much, a conflict otherwise.
-    fn under_larger_leaf(&self, leaves: &Leaves, place: &Place) -> Installed {
-        let start = leaves.range.start();
-        let wanted = self.table.decode(leaves.level, leaves.first);
-        if let (
-            Entry::Leaf {
-                hpa: base,
-                attributes: old,
-            },
-            Entry::Leaf { hpa, attributes },
-        ) = (self.table.decode(place.level, place.raw), wanted)
-        {
-            let same = self.table.hpa_behind(start, place.level, base, old) == hpa
-                && old.memory == attributes.memory;
-            let allows = old.permissions.union(attributes.permissions) == old.permissions;
-            let noted = (old.accessed || !attributes.accessed) && (old.dirty || !attributes.dirty);
-            if same && allows && noted {
-                let present = leaves.range.bytes() >> self.table.geometry.shape(leaves.level).shift;
-                return Installed {
-                    present,
-                    ..Installed::default()
-                };
-            }
-        }
-        Installed {
-            conflict: self.table.run_at(place, start).map(|run| run.range),
-            ..Installed::default()
         }
     }
 
@@ -346,88 +154,9 @@ impl<'t, F: Format, P: Platform> Hold<'t, F, P> {
             }
         }
     }
-
-    /// Follows tables towards `gpa`, no further than `lowest`.
-    #[inline]
-    pub(crate) fn descend(&self, gpa: Gpa, lowest: Level) -> Place {
-        let mut level = self.table.geometry.root();
-        let mut table = self.table.root;
-        loop {
-            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
-            let raw = self.table.load(entry);
-            match level.down() {
-                Some(below) if level > lowest && F::is_table(level, raw) => {
-                    table = F::address(&self.table.features, level, raw);
-                    level = below;
-                }
-                _ => return Place { entry, level, raw },
-            }
-        }
-    }
-
-    /// Follows tables towards `gpa` down to `lowest`, making them where an entry is empty.
-    #[inline]
-    fn descend_making_tables(
-        &mut self,
-        gpa: Gpa,
-        lowest: Level,
-        tables: &mut TableCache<'_, F, P>,
-    ) -> Result<Place, NoTableReady> {
-        let mut level = self.table.geometry.root();
-        let mut table = self.table.root;
-        while let Some(below) = level.down() {
-            if level <= lowest {
-                break;
-            }
-            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
-            let mut raw = self.table.load(entry);
-            if F::is_empty(level, raw) {
-                raw = self.link_table(entry, level, below, raw, tables)?;
-            }
-            if !F::is_table(level, raw) {
-                return Ok(Place { entry, level, raw });
-            }
-            table = F::address(&self.table.features, level, raw);
-            level = below;
-        }
-        let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
-        Ok(Place {
-            entry,
-            level,
-            raw: 0,
-        })
-    }
-
-    /// Turns the empty `entry` of `level` into a table. The holder of another stripe may do the
-    /// same at the same moment, so this is a compare-exchange; whoever loses uses the winner's.
-    #[cold]
-    fn link_table(
-        &self,
-        entry: Hpa,
-        level: Level,
-        below: Level,
-        empty: u64,
-        tables: &mut TableCache<'_, F, P>,
-    ) -> Result<u64, NoTableReady> {
-        let fresh = tables.take(below).ok_or(NoTableReady(below))?;
-        let raw = F::table(&self.table.features, level, fresh);
-        match self.table.compare_exchange(entry, empty, raw) {
-            Ok(()) => Ok(raw),
-            Err(winner) => {
-                tables.put_back(below, fresh);
-                Ok(winner)
-            }
-        }
-    }
 }
 
-enum Extended {
-    Changed,
-    Nothing,
-    Conflict,
-}
-
-impl<F: Format, P: Platform> fmt::Debug for Hold<'_, F, P> {
+impl<F: Format, P: Platform, const N: usize> fmt::Debug for Hold<'_, F, P, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold")
             .field("stripes", &self.held.set())

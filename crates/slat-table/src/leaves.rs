@@ -43,6 +43,20 @@ impl Leaves {
         self.level
     }
 
+    /// How many there are, of this shape.
+    #[inline]
+    pub(crate) const fn count(&self, shape: LevelShape) -> u64 {
+        self.range.bytes() >> (shape.shift & 63)
+    }
+
+    /// The index behind the leaves that lie where one run may be and this one lies.
+    pub(crate) fn end_of_piece(&self, index: u64, shape: LevelShape) -> u64 {
+        // Runs are aligned, so what counts is the leaf's number among all of its level.
+        let first = self.range.start().raw() >> shape.shift;
+        let last_of_run = (first + index) | ((1 << shape.run_bits) - 1);
+        self.count(shape).min(last_of_run + 1 - first)
+    }
+
     /// The leaf of this index, alone, where `step` leads from one to the next.
     #[inline]
     pub(crate) const fn leaf(&self, index: u64, step: u64) -> u64 {
@@ -108,8 +122,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         attributes: Attributes,
     ) -> Result<Leaves, LeavesError> {
         let bytes = self.geometry.entry_bytes(level);
-        let maps = self.geometry.table_maps(level);
-        let one_table = range.start().raw() / maps == (range.end().raw() - 1) / maps;
+        let last = range.end().raw() - 1;
+        let one_table = (range.start().raw() ^ last) >> self.geometry.table_shift(level) == 0;
         let whole = range.start().is_aligned(bytes) && range.end().is_aligned(bytes);
         let exists = level <= self.geometry.root() && self.geometry.contains(&range);
         if !(one_table && whole && exists) {
@@ -140,6 +154,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// Checks that the last leaf of a range can be encoded, and is what stepping from the first
     /// leads to: an address field in pieces does not carry from one into the other.
+    #[inline(never)]
     fn check_last(
         &self,
         range: &GpaRange,
@@ -163,6 +178,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// The whole runs of `run_bytes` in `range`, if guest and host addresses are aligned alike and
     /// the format can express them; their last leaf is checked like that of the range.
+    #[inline(never)]
     fn runs(
         &self,
         range: &GpaRange,

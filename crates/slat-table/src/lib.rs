@@ -29,6 +29,7 @@ pub mod flush;
 pub mod format;
 pub mod geometry;
 pub mod hold;
+mod install;
 mod leaves;
 pub mod lock;
 pub mod platform;

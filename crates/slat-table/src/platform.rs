@@ -52,6 +52,14 @@ pub trait TableMemory: Send + Sync {
     /// Replaces whatever is at `entry` by `new` (acquire and release) and returns it.
     fn swap(&self, entry: Hpa, new: u64) -> u64;
 
+    /// Writes `value` to the first `entries` entries of `table`, which was allocated and no walker
+    /// can reach yet. A machine that can do that faster than one by one overrides it.
+    fn fill(&self, table: Hpa, entries: u64, value: u64) {
+        for entry in 0..entries {
+            self.store(Hpa::new(table.raw() + entry * 8), value, Ordering::Release);
+        }
+    }
+
     /// The entry of 4 bytes at `entry`.
     #[inline]
     fn load_word(&self, entry: Hpa, order: Ordering) -> u32 {

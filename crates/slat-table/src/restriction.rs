@@ -80,8 +80,18 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
     }
 
+    /// The marks of a removal that has raised none.
+    #[inline]
+    pub fn nothing_raised(&self) -> Raised {
+        Raised {
+            stripes: StripeSet::EMPTY,
+            of: self.stripes.id(),
+        }
+    }
+
     /// P8: ends a removal whose marks were left up. False, and nothing is done, if they are
     /// another table's.
+    #[inline]
     pub fn lower(&self, Raised { stripes, of }: Raised) -> bool {
         let ours = of == self.stripes.id();
         if ours {

@@ -12,7 +12,7 @@ use crate::attributes::Attributes;
 use crate::entry::entry_address;
 use crate::format::{Entry, Format};
 use crate::geometry::Level;
-use crate::hold::{Hold, Place};
+use crate::hold::{Place, Tree};
 use crate::platform::Platform;
 use crate::table::PageTable;
 
@@ -111,27 +111,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 }
 
-impl<F: Format, P: Platform> Hold<'_, F, P> {
-    /// Installs a run of `entries` leaves from `place` on, the first of which is `first`. False,
-    /// and nothing is done, unless there is room for all of it.
-    #[inline]
-    pub(crate) fn install_run(&self, place: &Place, entries: u64, first: u64) -> bool {
-        let table = self.table();
-        let each = || (0..entries).map(|index| entry_address::<F>(place.entry, index));
-        if !each().all(|entry| F::is_empty(place.level, table.load(entry))) {
-            return false;
-        }
-        let mut leaf = first;
-        for entry in each() {
-            table.store(entry, leaf);
-            leaf = leaf.wrapping_add(F::run_step(place.level));
-        }
-        true
-    }
-
+impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// Changes what every leaf of `run` says. False if the format cannot express it.
     pub(crate) fn change_run(&self, run: &Run, change: impl Fn(Attributes) -> Attributes) -> bool {
-        let table = self.table();
+        let table = self.table;
         let bytes = table.geometry.entry_bytes(run.level);
         let mut expressed = true;
         for (index, entry) in (0..).zip(run.each::<F>()) {

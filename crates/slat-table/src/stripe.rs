@@ -44,6 +44,12 @@ impl StripeSet {
         Self(1 << index)
     }
 
+    /// Whether there is exactly one.
+    #[inline]
+    pub const fn is_one(self) -> bool {
+        self.0.is_power_of_two()
+    }
+
     /// Whether there is none.
     #[inline]
     pub const fn is_empty(self) -> bool {
@@ -134,6 +140,7 @@ impl<L: Locks> Stripes<L> {
     }
 
     /// What tells them from others: where they are, which does not change when the table moves.
+    #[inline]
     pub(crate) fn id(&self) -> StripesId {
         StripesId(self.stripes.as_ptr().addr())
     }
@@ -150,9 +157,13 @@ impl<L: Locks> Stripes<L> {
     }
 
     /// The stripes of all spans that `range` touches.
+    #[inline]
     pub(crate) fn covering(&self, range: &GpaRange) -> StripeSet {
         let first = range.start().raw() >> self.span_shift;
         let last = (range.end().raw() - 1) >> self.span_shift;
+        if first == last {
+            return StripeSet::one(self.index(first));
+        }
         let count = self.stripes.len() as u64;
         if last - first >= count - 1 {
             return self.all();
@@ -166,28 +177,50 @@ impl<L: Locks> Stripes<L> {
         StripeSet(u64::MAX >> (MAX_STRIPES - self.stripes.len()))
     }
 
-    /// P2: the sequences of `set`, to be taken before the host is asked.
+    /// P2: the sequences of the spans that `range` touches, to be taken before the host is asked.
     #[inline]
-    pub(crate) fn snapshot(&self, set: StripeSet) -> Snapshot {
+    pub(crate) fn snapshot(&self, range: &GpaRange) -> Snapshot {
+        let first = range.start().raw() >> self.span_shift;
+        let last = (range.end().raw() - 1) >> self.span_shift;
+        if first == last {
+            return self.snapshot_of::<1>(StripeSet::one(self.index(first)));
+        }
+        self.snapshot_of::<MAX_STRIPES>(self.covering(range))
+    }
+
+    /// The sequences of `set`, which has at most `N` stripes.
+    #[inline]
+    fn snapshot_of<const N: usize>(&self, set: StripeSet) -> Snapshot {
         // Acquire pairs with the release in `lower`: whoever sees the new sequence also sees
         // the host's change that it announces.
-        let sum = set.indexes().fold(0u64, |sum, index| {
+        let sum = set.indexes().take(N).fold(0u64, |sum, index| {
             sum.wrapping_add(self.stripes[index].sequence.load(Ordering::Acquire))
         });
         Snapshot { set, sum }
     }
 
-    /// Takes the stripes of `set` in index order (P12).
+    /// Takes the stripes of `set`, at most `N`, in index order (P12).
     #[inline]
-    pub(crate) fn hold(&self, set: StripeSet) -> Held<'_, L> {
+    pub(crate) fn hold<const N: usize>(&self, set: StripeSet) -> Held<'_, L, N> {
         let mut guards = ArrayVec::new();
-        for index in set.indexes() {
+        for index in set.indexes().take(N) {
             guards.push(self.stripes[index].in_progress.lock());
         }
         Held {
             stripes: self,
             set,
             guards,
+        }
+    }
+
+    /// Takes the stripe of the span around `gpa`.
+    #[inline]
+    pub(crate) fn hold_one(&self, gpa: Gpa) -> Held<'_, L, 1> {
+        let index = self.index(gpa.raw() >> self.span_shift);
+        Held {
+            stripes: self,
+            set: StripeSet::one(index),
+            guards: [self.stripes[index].in_progress.lock()].into(),
         }
     }
 
@@ -214,14 +247,15 @@ impl<L: Locks> Stripes<L> {
     }
 }
 
-/// Some stripes, held.
-pub(crate) struct Held<'s, L: Locks> {
+/// Some stripes, held: at most `N`. One alone is most of what is ever held, and must not cost what
+/// room for all of them does.
+pub(crate) struct Held<'s, L: Locks, const N: usize> {
     stripes: &'s Stripes<L>,
     set: StripeSet,
-    guards: ArrayVec<Guard<'s, L>, MAX_STRIPES>,
+    guards: ArrayVec<Guard<'s, L>, N>,
 }
 
-impl<L: Locks> Held<'_, L> {
+impl<L: Locks, const N: usize> Held<'_, L, N> {
     pub(crate) fn set(&self) -> StripeSet {
         self.set
     }
@@ -230,7 +264,7 @@ impl<L: Locks> Held<'_, L> {
     /// `snapshot`, which must be of the same stripes.
     #[inline]
     pub(crate) fn is_current(&self, snapshot: &Snapshot) -> bool {
-        !self.counts_above(0) && self.stripes.snapshot(self.set) == *snapshot
+        !self.counts_above(0) && self.snapshot() == *snapshot
     }
 
     /// P6: whether, on a held stripe, anyone but a caller that raised each once is removing.
@@ -245,8 +279,9 @@ impl<L: Locks> Held<'_, L> {
     }
 
     /// The held stripes' sequences.
+    #[inline]
     pub(crate) fn snapshot(&self) -> Snapshot {
-        self.stripes.snapshot(self.set)
+        self.stripes.snapshot_of::<N>(self.set)
     }
 }
 
@@ -258,6 +293,7 @@ mod tests {
     fn a_set_of_stripes_is_a_set() {
         let (first, second) = (StripeSet::one(0), StripeSet::one(63));
         let both = first.union(second);
+        assert!(second.is_one() && !both.is_one() && !StripeSet::EMPTY.is_one());
         assert!(StripeSet::EMPTY.is_empty() && !first.is_empty());
         assert_eq!(both.union(first), both, "a stripe met twice is there once");
         assert_eq!(both.without(first), second);

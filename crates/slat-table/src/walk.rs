@@ -6,7 +6,7 @@ use crate::address::{Gpa, GpaRange, Hpa};
 use crate::attributes::Attributes;
 use crate::format::{Entry, Format};
 use crate::geometry::{Level, MAX_LEVELS};
-use crate::hold::{Hold, Place};
+use crate::hold::{Place, Tree};
 use crate::platform::Platform;
 use crate::run::Run;
 use crate::table::PageTable;
@@ -33,7 +33,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if gpa.raw() >> self.geometry.address_bits() != 0 {
             return None;
         }
-        let hold = self.hold_stripes(self.stripes.of(gpa));
+        let hold = self.hold_span(gpa);
         let place = hold.descend(gpa, Level::PAGE);
         let Entry::Leaf {
             hpa,
@@ -75,7 +75,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         todo: &GpaRange,
         seen: &mut ArrayVec<(GpaRange, Level), SEEN_AT_ONCE>,
     ) -> Option<GpaRange> {
-        let hold = self.hold_stripes(self.stripes.of(todo.start()));
+        let hold = self.hold_span(todo.start());
         let span = self.span(todo.start())?;
         let mut rest = *todo;
         while span.contains(rest.start()) && !seen.is_full() {
@@ -133,19 +133,19 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 return young;
             };
             rest = todo.from(run.range.end());
-            young |= hold.accessed(&place, &run, clear);
+            young |= hold.tree().accessed(&place, &run, clear);
         }
         young
     }
 }
 
-impl<F: Format, P: Platform> Hold<'_, F, P> {
+impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// Whether the leaf at `place`, which is one of `run`, was used; clears that if asked.
     fn accessed(&self, place: &Place, run: &Run, clear: bool) -> bool {
-        let Entry::Leaf { attributes, .. } = self.table().decode(place.level, place.raw) else {
+        let Entry::Leaf { attributes, .. } = self.table.decode(place.level, place.raw) else {
             return false;
         };
-        let young = self.table().with_notes(run, attributes).accessed;
+        let young = self.table.with_notes(run, attributes).accessed;
         if young && clear {
             // Where the format cannot say so, it stays young.
             self.change_run(run, |of| Attributes {

@@ -47,6 +47,9 @@ pub(crate) struct Cursor {
     bytes: u64,
 }
 
+/// A slot, and where the search stands that found it.
+pub(crate) type Found = (Cursor, Slot);
+
 #[derive(Default)]
 pub(crate) struct InvalidationIndex {
     /// In the order of their cursors: by start of the host range first.
@@ -71,10 +74,9 @@ impl InvalidationIndex {
 
     /// Lets invalidations find `slot` from now on.
     pub(crate) fn enter(&mut self, slot: Slot) {
-        let Some(hva) = slot.hva_range() else { return };
         let entry = Indexed {
             slot,
-            hva,
+            hva: slot.hva_range(),
             reach: 0,
         };
         let key = entry.cursor();
@@ -138,7 +140,8 @@ impl InvalidationIndex {
     ///
     /// Searching in steps, each under the lock, needs no memory. Slots that leave in between
     /// have nothing mapped; none that overlaps can enter.
-    pub(crate) fn next(&self, range: &HvaRange, cursor: Option<Cursor>) -> Option<(Cursor, Slot)> {
+    #[inline]
+    pub(crate) fn next(&self, range: &HvaRange, cursor: Option<Cursor>) -> Option<Found> {
         let first = match cursor {
             Some(cursor) => self.slots.partition_point(|entry| entry.cursor() <= cursor),
             None => self
@@ -265,7 +268,7 @@ mod tests {
             found.sort_unstable();
             let mut expected: Vec<_> = model
                 .iter()
-                .filter(|slot| slot.hva_range().is_some_and(|hva| hva.overlaps(&range)))
+                .filter(|slot| slot.hva_range().overlaps(&range))
                 .map(Slot::id)
                 .collect();
             expected.sort_unstable();

@@ -11,9 +11,10 @@ use slat_table::cache::TableCache;
 use slat_table::format::Format;
 use slat_table::lock::Mutex;
 use slat_table::platform::Platform;
-use slat_table::restriction::PartialBlock;
+use slat_table::restriction::{PartialBlock, Raised};
 
 use crate::host::Host;
+use crate::index::Found;
 use crate::memory::GuestMemory;
 use crate::notifier::{Notifier, Ticket};
 use crate::region::Slot;
@@ -39,38 +40,57 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         }
     }
 
-    /// Calls `act` with every slot that an invalidation of `range` finds, and the guest
-    /// addresses concerned.
-    fn for_each_slot(&self, range: &HvaRange, mut act: impl FnMut(&Slot, GpaRange)) {
-        let mut cursor = None;
-        loop {
-            let next = self.index.lock().next(range, cursor);
-            let Some((at, slot)) = next else { return };
-            cursor = Some(at);
+    /// Takes every translation of `range` away, beginning with what `first` found. Leaves the marks
+    /// up.
+    #[inline(never)]
+    fn take_away(&self, range: &HvaRange, first: Found) -> Raised {
+        let mut restriction = self.table.restrict_nothing();
+        self.for_each_slot(range, Some(first), |_, gpa| {
+            let mut tables = TableCache::new(&self.table);
+            // What the host keeps around a page it changes stays mapped for the guest.
+            drop(restriction.unmap(&gpa, PartialBlock::Split(&mut tables)));
+        });
+        count(&self.counters.invalidations_hit);
+        restriction.leave_raised()
+    }
+
+    /// Calls `act` with the slot that was found first in a search for `range`, and every one that
+    /// a search finds after it, and the guest addresses concerned.
+    fn for_each_slot(
+        &self,
+        range: &HvaRange,
+        first: Option<Found>,
+        mut act: impl FnMut(&Slot, GpaRange),
+    ) {
+        let mut found = first;
+        while let Some((at, slot)) = found {
             if let Some(gpa) = slot.gpa_of(range) {
                 act(&slot, gpa);
             }
+            found = self.index.lock().next(range, Some(at));
         }
+    }
+
+    /// The first slot that a search for `range` finds.
+    fn first_slot(&self, range: &HvaRange) -> Option<Found> {
+        self.index.lock().next(range, None)
     }
 }
 
 impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
     fn begin(&self, range: HvaRange) -> Ticket {
         count(&self.counters.invalidations);
-        let active = self.index.lock().begin(range);
-        let mut restriction = self.table.restrict_nothing();
-        let mut hit = false;
-        self.for_each_slot(&range, |_, gpa| {
-            hit = true;
-            let mut tables = TableCache::new(&self.table);
-            // What the host keeps around a page it changes stays mapped for the guest.
-            drop(restriction.unmap(&gpa, PartialBlock::Split(&mut tables)));
-        });
-        if hit {
-            count(&self.counters.invalidations_hit);
-        }
+        let mut index = self.index.lock();
+        let active = index.begin(range);
+        let first = index.next(&range, None);
+        drop(index);
+        // Most changes of a host are to memory that no guest has.
+        let raised = match first {
+            None => self.table.nothing_raised(),
+            Some(first) => self.take_away(&range, first),
+        };
         Ticket {
-            begun: Some((restriction.leave_raised(), active)),
+            begun: Some((raised, active)),
         }
     }
 
@@ -85,14 +105,16 @@ impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
     fn age(&self, range: HvaRange) -> bool {
         count(&self.counters.agings);
         let mut young = false;
-        self.for_each_slot(&range, |_, gpa| young |= self.table.age(&gpa));
+        let first = self.first_slot(&range);
+        self.for_each_slot(&range, first, |_, gpa| young |= self.table.age(&gpa));
         young
     }
 
     fn test_young(&self, range: HvaRange) -> bool {
         count(&self.counters.agings);
         let mut young = false;
-        self.for_each_slot(&range, |_, gpa| young |= self.table.test_young(&gpa));
+        let first = self.first_slot(&range);
+        self.for_each_slot(&range, first, |_, gpa| young |= self.table.test_young(&gpa));
         young
     }
 

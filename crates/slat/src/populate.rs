@@ -10,10 +10,11 @@ use slat_table::attributes::{Access, Attributes, Execute, MemoryType, Permission
 use slat_table::cache::{OutOfTables, TableCache};
 use slat_table::format::Format;
 use slat_table::geometry::{Geometry, Level};
-use slat_table::hold::Installed;
+use slat_table::hold::{Hold, Installed};
 use slat_table::platform::Platform;
 use slat_table::restriction::PartialBlock;
-use slat_table::table::LeavesError;
+use slat_table::stripe::Snapshot;
+use slat_table::table::{Leaves, LeavesError};
 
 use crate::host::{Host, HostPage, PageKind, ResolveError};
 use crate::memory::GuestMemory;
@@ -115,28 +116,42 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         let geometry = self.table.geometry();
         let page = GpaRange::block_around(request.gpa, geometry.entry_bytes(Level::PAGE))
             .ok_or(PopulateError::Retry)?;
-        let hva = request
-            .slot
-            .hva_of(&page)
-            .ok_or(PopulateError::Retry)?
-            .start();
+        let hva = request.slot.hva_of(&page).ok_or(PopulateError::Retry)?;
 
         // P2: the sequence comes before the question.
-        let mut snapshot = self.table.snapshot(&page);
-        let mut answer = ask(hva, request.access)?;
-        let mut plan = plan(geometry, request, page.start(), &answer)?;
-        let wide = self.table.snapshot(&plan.range);
-        if wide.set() != snapshot.set() {
-            // P2: a leaf over several spans needs all their sequences before the question.
-            snapshot = wide;
-            answer = ask(hva, request.access)?;
-            let again = self::plan(geometry, request, page.start(), &answer)?;
-            if again.range != plan.range || again.level != plan.level {
-                return Err(PopulateError::Retry);
-            }
-            plan = again;
+        let snapshot = self.table.snapshot(&page);
+        let answer = ask(hva.start(), request.access)?;
+        let plan = plan(geometry, request, &page, &answer)?;
+        if !self.table.is_in_one_span(&plan.range) {
+            return self.populate_wide(
+                request,
+                &page,
+                &plan,
+                || ask(hva.start(), request.access),
+                tables,
+            );
         }
-        self.install(request, &plan, answer, &snapshot, tables)
+        self.install(request, &plan, &answer, &snapshot, tables)
+    }
+
+    /// P2: a leaf over several spans needs all their sequences before the question, so the host is
+    /// asked again.
+    #[cold]
+    fn populate_wide(
+        &self,
+        request: &Request<'_>,
+        page: &GpaRange,
+        plan: &Plan,
+        ask: impl FnOnce() -> Result<HostPage, ResolveError>,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Mapped, PopulateError> {
+        let snapshot = self.table.snapshot(&plan.range);
+        let answer = ask()?;
+        let again = self::plan(self.table.geometry(), request, page, &answer)?;
+        if again.range != plan.range || again.level != plan.level {
+            return Err(PopulateError::Retry);
+        }
+        self.install(request, &again, &answer, &snapshot, tables)
     }
 
     #[inline]
@@ -144,11 +159,11 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         &self,
         request: &Request<'_>,
         plan: &Plan,
-        page: HostPage,
-        snapshot: &slat_table::stripe::Snapshot,
+        page: &HostPage,
+        snapshot: &Snapshot,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Mapped, PopulateError> {
-        let attributes = attributes::<F>(request, &page, self.table.features())?;
+        let attributes = attributes::<F>(request, page, self.table.features())?;
         let leaves = self
             .table
             .leaves(plan.range, plan.hpa, plan.level, attributes)?;
@@ -163,33 +178,50 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
             .platform()
             .prepare(plan.hpa, plan.range.bytes(), page.memory, executable);
 
-        let mut hold = self.table.hold(&plan.range);
-        // P3: in this order, under the stripes.
-        if self.published.generation() != request.generation || !hold.is_current(snapshot) {
-            return Err(PopulateError::Retry);
-        }
-        let installed = hold
-            .install(&leaves, tables)
-            .map_err(|_| PopulateError::Retry)?;
-        drop(hold);
+        let installed = if snapshot.set().is_one() {
+            let hold = self.table.hold_span(plan.range.start());
+            self.install_under(hold, request, snapshot, &leaves, tables)?
+        } else {
+            let hold = self.table.hold(&plan.range);
+            self.install_under(hold, request, snapshot, &leaves, tables)?
+        };
         self.table.settle(&installed, plan.range);
         if let Some(conflict) = installed.conflict {
-            // P4: break and flush what is in the way, then ask again.
-            drop(
-                self.table
-                    .restrict(&conflict)
-                    .unmap(&conflict, PartialBlock::Drop),
-            );
+            self.clear_away(&conflict);
             return Err(PopulateError::Retry);
         }
         Ok(Mapped {
             range: plan.range,
             level: plan.level,
             leaf: plan.leaf,
-            page,
+            page: *page,
             hpa: plan.hpa,
             installed,
         })
+    }
+
+    /// P3: checks, in this order, under the stripes; then installs.
+    #[inline]
+    fn install_under<const N: usize>(
+        &self,
+        mut hold: Hold<'_, F, P, N>,
+        request: &Request<'_>,
+        snapshot: &Snapshot,
+        leaves: &Leaves,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Installed, PopulateError> {
+        if self.published.generation() != request.generation || !hold.is_current(snapshot) {
+            return Err(PopulateError::Retry);
+        }
+        hold.install(leaves, tables)
+            .map_err(|_| PopulateError::Retry)
+    }
+
+    /// P4: breaks and flushes what is in the way, so that the host can be asked again.
+    #[cold]
+    fn clear_away(&self, conflict: &GpaRange) {
+        let mut restriction = self.table.restrict(conflict);
+        drop(restriction.unmap(conflict, PartialBlock::Drop));
     }
 }
 
@@ -233,51 +265,74 @@ fn attributes<F: Format>(
     Ok(Attributes::new(permissions, page.memory))
 }
 
-/// The largest leaf around `gpa` that the slot, the host's block, its alignment and logging allow;
+/// The largest leaf around `page` that the slot, the host's block, its alignment and logging allow;
 /// of pages, or runs of pages, as many as there are from there on where the request reaches so far.
 #[inline]
 fn plan(
     geometry: &Geometry,
     request: &Request<'_>,
-    gpa: Gpa,
-    page: &HostPage,
+    page: &GpaRange,
+    host: &HostPage,
 ) -> Result<Plan, PopulateError> {
     let slot = request.slot;
     // Where the host block lies in guest addresses, as far as the slot goes. The block lies in
     // one mapping and is linear, so a leaf inside it needs no other bound.
-    let too_small = PopulateError::HostBlock {
-        gpa,
-        block: page.block,
-        page: geometry.entry_bytes(Level::PAGE),
+    let shown = slot.gpa_of(&host.block).filter(|shown| shown.covers(page));
+    let Some(shown) = shown else {
+        return Err(PopulateError::HostBlock {
+            gpa: page.start(),
+            block: host.block,
+            page: page.bytes(),
+        });
     };
-    let shown = slot.gpa_of(&page.block).ok_or(too_small)?;
-    for (level, bytes) in geometry.leaf_sizes() {
-        let is_page = bytes == geometry.entry_bytes(Level::PAGE);
-        let leaf = match GpaRange::block_around(gpa, bytes) {
-            Some(leaf) if is_page || !slot.logs_dirty() => leaf,
-            _ => continue,
+    // Host memory that a page of the format is not aligned with is refused when encoded.
+    let (level, leaf) = if shown.bytes() == page.bytes() || slot.logs_dirty() {
+        (Level::PAGE, *page)
+    } else {
+        let fits = |leaf: &GpaRange| {
+            shown.covers(leaf) && hpa_of(slot, host, leaf.start()).is_aligned(leaf.bytes())
         };
-        // Host memory that a page of the format is not aligned with is refused when encoded.
-        let aligned = is_page || hpa_of(slot, page, leaf.start()).is_aligned(bytes);
-        if shown.covers(&leaf) && aligned {
-            let range = if level == Level::PAGE && request.reach == Reach::Run {
-                as_far_as_alike(geometry, request, page, &shown, &leaf)
-            } else {
-                leaf
-            };
-            return Ok(Plan {
-                range,
-                level,
-                leaf: bytes,
-                hpa: hpa_of(slot, page, range.start()),
-            });
-        }
+        largest_leaf(geometry, page.start(), fits).unwrap_or((Level::PAGE, *page))
+    };
+    let range = if level == Level::PAGE && request.reach == Reach::Run {
+        as_far_as_alike(geometry, request, host, &shown, &leaf)
+    } else {
+        leaf
+    };
+    Ok(Plan {
+        range,
+        level,
+        leaf: leaf.bytes(),
+        hpa: hpa_of(slot, host, range.start()),
+    })
+}
+
+/// The largest leaf around `gpa` that fits, where one fits only if the smaller ones inside it do.
+#[inline(never)]
+fn largest_leaf(
+    geometry: &Geometry,
+    gpa: Gpa,
+    fits: impl Fn(&GpaRange) -> bool,
+) -> Option<(Level, GpaRange)> {
+    let around = |bytes| GpaRange::block_around(gpa, bytes).filter(&fits);
+    let mut largest = None;
+    for level in geometry.leaf_levels_up() {
+        let Some(leaf) = around(geometry.entry_bytes(level)) else {
+            break;
+        };
+        largest = Some((level, leaf));
+        let Some(bytes) = geometry.run_bytes(level) else {
+            continue;
+        };
+        let Some(run) = around(bytes) else { break };
+        largest = Some((level, run));
     }
-    Err(too_small)
+    largest
 }
 
 /// `leaf` and those of its size behind it: to where its span, or what the host shows, ends, or a
 /// larger leaf could begin.
+#[inline(never)]
 fn as_far_as_alike(
     geometry: &Geometry,
     request: &Request<'_>,
@@ -293,7 +348,7 @@ fn as_far_as_alike(
         .map(|(_, larger)| larger)
         .filter(|larger| hpa_of(request.slot, page, end_of(*larger)).is_aligned(*larger))
         .last();
-    let limit = larger.map_or(end_of(1 << geometry.span_shift()), end_of);
+    let limit = larger.map_or(end_of(geometry.table_maps(Level::PAGE)), end_of);
     let end = limit.min(shown.end().align_down(bytes));
     GpaRange::between(start, end.max(leaf.end())).unwrap_or(*leaf)
 }
@@ -351,12 +406,16 @@ mod tests {
         }
     }
 
+    fn around(gpa: Gpa) -> GpaRange {
+        GpaRange::block_around(gpa, PAGE_SIZE).unwrap()
+    }
+
     #[test]
     fn a_logged_slot_is_mapped_in_pages() {
         let size = |region: Region| {
             let slot = slot(region);
             let request = request(&slot, Access::Write);
-            plan(&geometry(), &request, request.gpa, &page())
+            plan(&geometry(), &request, &around(request.gpa), &page())
                 .unwrap()
                 .range
                 .bytes()
@@ -386,7 +445,7 @@ mod tests {
                 block: HvaRange::new(Hva::new(block), BLOCK).unwrap(),
                 ..page()
             };
-            let plan = plan(&geometry(), &request, request.gpa, &elsewhere);
+            let plan = plan(&geometry(), &request, &around(request.gpa), &elsewhere);
             assert!(matches!(plan, Err(PopulateError::HostBlock { .. })));
         }
     }
@@ -416,7 +475,7 @@ mod tests {
             hpa: Hpa::new(hpa),
             ..page()
         };
-        let plan = plan(&with_runs(), &request, gpa, &page).unwrap();
+        let plan = plan(&with_runs(), &request, &around(gpa), &page).unwrap();
         (plan.range, plan.leaf)
     }
 
@@ -498,12 +557,13 @@ mod tests {
             block: HvaRange::new(Hva::new(start), bytes).unwrap(),
             ..page()
         };
-        let whole = plan(&geometry, &request, at, &shown(hva, page_bytes)).unwrap();
-        assert_eq!(whole.range, GpaRange::new(at, page_bytes).unwrap());
+        let all = GpaRange::new(at, page_bytes).unwrap();
+        let whole = plan(&geometry, &request, &all, &shown(hva, page_bytes)).unwrap();
+        assert_eq!(whole.range, all);
         for (start, bytes) in [(hva, PAGE_SIZE), (hva + PAGE_SIZE, page_bytes)] {
             let block = HvaRange::new(Hva::new(start), bytes).unwrap();
             let (gpa, page) = (at, page_bytes);
-            let refused = plan(&geometry, &request, at, &shown(start, bytes)).map(|_| ());
+            let refused = plan(&geometry, &request, &all, &shown(start, bytes)).map(|_| ());
             assert_eq!(refused, Err(PopulateError::HostBlock { gpa, block, page }));
         }
     }

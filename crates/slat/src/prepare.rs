@@ -82,7 +82,7 @@ pub(crate) fn prepare<F: Format>(
 ) -> Result<Vec<Part>, PrepareError> {
     let id = slot.id();
     let mut parts = Vec::new();
-    let mut rest = slot.hva_range();
+    let mut rest = Some(slot.hva_range());
     while let Some(todo) = rest {
         let found = view.find_vma(todo.start());
         let (part, backing) = match found.map(|vma| (vma, vma.range.intersection(&todo))) {

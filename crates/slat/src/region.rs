@@ -129,7 +129,7 @@ impl Region {
         Ok(Slot {
             id: self.id,
             range,
-            hva: self.hva,
+            hva,
             read_only: self.read_only,
             log_dirty: self.log_dirty,
             mapping: self.mapping,
@@ -212,7 +212,8 @@ impl RegionError {
 pub struct Slot {
     id: SlotId,
     range: GpaRange,
-    hva: Hva,
+    /// As large as `range`.
+    hva: HvaRange,
     read_only: bool,
     log_dirty: bool,
     mapping: Mapping,
@@ -241,13 +242,13 @@ impl Slot {
     }
 
     /// The host virtual address behind its first byte.
-    pub const fn hva(&self) -> Hva {
-        self.hva
+    pub fn hva(&self) -> Hva {
+        self.hva.start()
     }
 
     /// The host virtual addresses it backs them with.
-    pub fn hva_range(&self) -> Option<HvaRange> {
-        self.hva_of(&self.range)
+    pub const fn hva_range(&self) -> HvaRange {
+        self.hva
     }
 
     /// Whether the guest may only read.
@@ -268,17 +269,13 @@ impl Slot {
     /// The host addresses behind `range`, or `None` if that is not inside the slot.
     #[inline]
     pub fn hva_of(&self, range: &GpaRange) -> Option<HvaRange> {
-        if !self.range.covers(range) {
-            return None;
-        }
-        range.translate(self.range.start(), self.hva)
+        self.range.image_of(range, &self.hva)
     }
 
     /// The guest addresses backed by the part of `range` that belongs to the slot.
     #[inline]
     pub fn gpa_of(&self, range: &HvaRange) -> Option<GpaRange> {
-        self.hva_range()?
-            .intersection(range)?
-            .translate(self.hva, self.range.start())
+        let part = self.hva.intersection(range)?;
+        self.hva.image_of(&part, &self.range)
     }
 }

@@ -248,7 +248,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
             let mut index = self.index.lock();
             let met = created
                 .iter()
-                .filter_map(|created| created.slot.hva_range())
+                .map(|created| created.slot.hva_range())
                 .any(|range| index.is_active(&range));
             if !met {
                 for created in created {
@@ -341,10 +341,7 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
                 after(slot.gpa_of(absent)).max(next_page)
             }
             // A removal marks whole spans, so the rest of this one would meet it too.
-            PopulateError::Retry => {
-                let span = 1 << self.table.geometry().span_shift();
-                after(GpaRange::block_around(gpa, span))
-            }
+            PopulateError::Retry => after(self.table.geometry().span(gpa)),
             // What memory is left is better kept for the guest's own faults.
             PopulateError::OutOfTables(_) => todo.end(),
             _ => next_page,

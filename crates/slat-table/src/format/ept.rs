@@ -133,7 +133,7 @@ const DIRTY: u64 = 1 << 9;
 const EXECUTE_USER: u64 = 1 << 10;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const SOFTWARE_SHIFT: u32 = 52;
-const SOFTWARE_MASK: u64 = 0x1f << SOFTWARE_SHIFT;
+const SOFTWARE_MAX: u64 = 0x1f;
 /// Violations reach the hypervisor, even if the guest was given the virtualization exception for
 /// them (26.5.7.1).
 const SUPPRESS_EXCEPTION: u64 = 1 << 63;
@@ -146,7 +146,7 @@ const LEAF_BITS: u64 = PRESENT
     | BLOCK
     | ACCESSED
     | DIRTY
-    | SOFTWARE_MASK
+    | SOFTWARE_MAX << SOFTWARE_SHIFT
     | SUPPRESS_EXCEPTION;
 
 const PAGE_SHIFT: u8 = 12;
@@ -244,7 +244,7 @@ impl Format for Ept {
         if attributes.contiguous {
             return Err(EncodeError::Contiguous(level));
         }
-        if attributes.software > 0x1f {
+        if u64::from(attributes.software) > SOFTWARE_MAX {
             return Err(EncodeError::Software(attributes.software));
         }
         let block = if level == Level::PAGE { 0 } else { BLOCK };
@@ -321,66 +321,78 @@ fn memory_bits(features: EptFeatures, memory: MemoryType) -> Result<u64, EncodeE
     Ok(bits << MEMORY_SHIFT | ignore_pat)
 }
 
+/// What bits 5:3 name, by their value (29.3.7).
+const MEMORY: [Option<MemoryType>; 8] = [
+    Some(MemoryType::Device),
+    Some(MemoryType::NonCacheable),
+    None,
+    None,
+    Some(MemoryType::WriteThrough),
+    None,
+    Some(MemoryType::WriteBack),
+    None,
+];
+
+#[inline]
 fn decode_memory(features: EptFeatures, raw: u64) -> Option<MemoryType> {
-    let memory = match (raw & MEMORY_MASK) >> MEMORY_SHIFT {
-        0 => MemoryType::Device,
-        1 => MemoryType::NonCacheable,
-        4 => MemoryType::WriteThrough,
-        6 => MemoryType::WriteBack,
-        _ => return None,
-    };
+    let memory = MEMORY[((raw & MEMORY_MASK) >> MEMORY_SHIFT) as usize]?;
     (features.ignores_pat(memory) == (raw & IGNORE_PAT != 0)).then_some(memory)
 }
 
-/// Refuses what is a misconfiguration (29.3.3.1), and a leaf that allows nothing: it would not be
-/// present.
+/// Whether a leaf can allow this. What it refuses is a misconfiguration (29.3.3.1), or allows
+/// nothing: that would not be present.
 #[inline]
-fn permission_bits(features: EptFeatures, permissions: Permissions) -> Result<u64, EncodeError> {
+fn can_allow(features: EptFeatures, permissions: Permissions) -> bool {
     let Permissions {
         read,
         write,
         execute,
     } = permissions;
-    let split = features.mode_based_execute;
-    let execute_bits = match execute {
-        Execute::Never => 0,
-        Execute::Always if split => EXECUTE | EXECUTE_USER,
-        Execute::Always => EXECUTE,
-        Execute::Privileged if split => EXECUTE,
-        Execute::Unprivileged if split => EXECUTE_USER,
-        Execute::Privileged | Execute::Unprivileged => {
-            return Err(EncodeError::Permissions(permissions));
-        }
-    };
-    let execute_only = features.execute_only && !write && execute_bits != 0;
-    if !read && !execute_only {
-        return Err(EncodeError::Permissions(permissions));
-    }
-    let read = if read { READ } else { 0 };
-    let write = if write { WRITE } else { 0 };
-    Ok(read | write | execute_bits)
+    read || (features.execute_only && !write && execute != Execute::Never)
 }
 
+#[inline]
+fn permission_bits(features: EptFeatures, permissions: Permissions) -> Result<u64, EncodeError> {
+    let split = features.mode_based_execute;
+    let whole = matches!(permissions.execute, Execute::Never | Execute::Always);
+    if !(split || whole) || !can_allow(features, permissions) {
+        return Err(EncodeError::Permissions(permissions));
+    }
+    let execute = match permissions.execute {
+        Execute::Never => 0,
+        Execute::Privileged => EXECUTE,
+        Execute::Unprivileged => EXECUTE_USER,
+        Execute::Always => EXECUTE | EXECUTE_USER,
+    };
+    let read = if permissions.read { READ } else { 0 };
+    let write = if permissions.write { WRITE } else { 0 };
+    // Without mode-based execute control the user's bit is nothing (29.3.2).
+    Ok(read | write | execute & features.everything())
+}
+
+#[inline]
 fn decode_permissions(features: EptFeatures, raw: u64) -> Option<Permissions> {
-    let execute = match (
-        raw & EXECUTE != 0,
-        raw & EXECUTE_USER != 0,
-        features.mode_based_execute,
-    ) {
-        (false, false, _) => Execute::Never,
-        (true, false, false) | (true, true, true) => Execute::Always,
-        (true, false, true) => Execute::Privileged,
-        (false, true, true) => Execute::Unprivileged,
-        (_, true, false) => return None,
+    let (kernel, user) = (raw & EXECUTE != 0, raw & EXECUTE_USER != 0);
+    let execute = if features.mode_based_execute {
+        match (kernel, user) {
+            (false, false) => Execute::Never,
+            (true, false) => Execute::Privileged,
+            (false, true) => Execute::Unprivileged,
+            (true, true) => Execute::Always,
+        }
+    } else {
+        match (kernel, user) {
+            (false, false) => Execute::Never,
+            (true, false) => Execute::Always,
+            (_, true) => return None,
+        }
     };
     let permissions = Permissions {
         read: raw & READ != 0,
         write: raw & WRITE != 0,
         execute,
     };
-    permission_bits(features, permissions)
-        .is_ok()
-        .then_some(permissions)
+    can_allow(features, permissions).then_some(permissions)
 }
 
 /// Accessed and dirty. The hardware ignores both bits where it does not keep them (29.3.5).
@@ -400,6 +412,7 @@ fn usage_bits(features: EptFeatures, attributes: Attributes) -> Result<u64, Enco
     Ok(accessed | dirty)
 }
 
+#[inline]
 fn decode_leaf(features: EptFeatures, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
     let hpa = Ept::address(&features, level, raw);
     let shaped = features.has_leaf(level)
@@ -417,7 +430,7 @@ fn decode_leaf(features: EptFeatures, level: Level, raw: u64) -> Option<(Hpa, At
         memory: decode_memory(features, raw)?,
         accessed: raw & ACCESSED != 0 || !features.accessed_dirty,
         dirty: raw & DIRTY != 0,
-        software: u8::try_from((raw & SOFTWARE_MASK) >> SOFTWARE_SHIFT).ok()?,
+        software: (raw >> SOFTWARE_SHIFT & SOFTWARE_MAX) as u8,
         contiguous: false,
     };
     Some((hpa, attributes))

@@ -319,6 +319,7 @@ fn memory_bits(features: RiscVFeatures, memory: MemoryType) -> Result<u64, Encod
     Ok(bits << MEMORY_SHIFT)
 }
 
+#[inline]
 fn decode_memory(features: RiscVFeatures, raw: u64) -> Option<MemoryType> {
     match (raw & MEMORY_MASK) >> MEMORY_SHIFT {
         0 => Some(MemoryType::WriteBack),
@@ -328,6 +329,7 @@ fn decode_memory(features: RiscVFeatures, raw: u64) -> Option<MemoryType> {
     }
 }
 
+#[inline]
 fn decode_leaf(features: RiscVFeatures, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
     let contiguous = raw & NAPOT != 0;
     let run = !contiguous || (has_runs(features, level) && raw & RUN_MASK == RUN_SIZE);

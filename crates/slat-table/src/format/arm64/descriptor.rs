@@ -49,7 +49,7 @@ const CONTIGUOUS: u64 = 1 << 52;
 const EXECUTE_NEVER_SHIFT: u32 = 53;
 const EXECUTE_NEVER_MASK: u64 = 0b11 << EXECUTE_NEVER_SHIFT;
 const SOFTWARE_SHIFT: u32 = 55;
-const SOFTWARE_MASK: u64 = 0xf << SOFTWARE_SHIFT;
+const SOFTWARE_MAX: u64 = 0xf;
 /// Every bit that the encoder may set in a leaf, beside address and shareability.
 const LEAF_BITS: u64 = VALID
     | TABLE_OR_PAGE
@@ -60,7 +60,7 @@ const LEAF_BITS: u64 = VALID
     | DIRTY_BIT_MODIFIER
     | CONTIGUOUS
     | EXECUTE_NEVER_MASK
-    | SOFTWARE_MASK;
+    | SOFTWARE_MAX << SOFTWARE_SHIFT;
 
 /// The descriptor of a leaf.
 #[inline]
@@ -91,7 +91,7 @@ pub(super) fn leaf<G: Granule>(
         (true, 0) => return Err(EncodeError::Contiguous(level)),
         (true, _) => CONTIGUOUS,
     };
-    if attributes.software > 0xf {
+    if u64::from(attributes.software) > SOFTWARE_MAX {
         return Err(EncodeError::Software(attributes.software));
     }
     Ok(pack::<G>(hpa)
@@ -118,6 +118,7 @@ pub(super) fn address<G: Granule>(level: Level, raw: u64) -> Hpa {
 }
 
 /// What a valid descriptor that is no table pointer says; `None` if no leaf of ours says it.
+#[inline]
 pub(super) fn decode_leaf<G: Granule>(
     features: Arm64Features,
     level: Level,
@@ -142,13 +143,16 @@ pub(super) fn decode_leaf<G: Granule>(
     if (writes && !modifier && features.keeps_dirty()) || (modifier && !features.keeps_dirty()) {
         return None;
     }
-    let execute = match (raw & EXECUTE_NEVER_MASK) >> EXECUTE_NEVER_SHIFT {
-        0b00 => Execute::Always,
-        0b10 => Execute::Never,
-        0b01 if features.execute_never_extended => Execute::Unprivileged,
-        0b11 if features.execute_never_extended => Execute::Privileged,
-        _ => return None,
-    };
+    let execute_never = (raw & EXECUTE_NEVER_MASK) >> EXECUTE_NEVER_SHIFT;
+    if execute_never & 1 != 0 && !features.execute_never_extended {
+        return None;
+    }
+    let execute = EXECUTE[(execute_never & 0b11) as usize];
+    let memory = decode_memory(features, raw)?;
+    // What the encoder refuses is foreign.
+    if is_executable_device(memory, execute) {
+        return None;
+    }
     let permissions = Permissions {
         read: raw & READ != 0,
         write: writes || modifier,
@@ -156,43 +160,76 @@ pub(super) fn decode_leaf<G: Granule>(
     };
     let attributes = Attributes {
         permissions,
-        memory: decode_memory(features, raw)?,
+        memory,
         accessed: raw & ACCESS_FLAG != 0,
         dirty: writes && modifier,
-        software: u8::try_from((raw & SOFTWARE_MASK) >> SOFTWARE_SHIFT).ok()?,
+        software: (raw >> SOFTWARE_SHIFT & SOFTWARE_MAX) as u8,
         contiguous,
     };
-    // What decodes to something the encoder refuses (executable device memory, say) is foreign.
-    permission_bits(features, attributes)
-        .is_ok()
-        .then_some((address::<G>(level, raw), attributes))
+    Some((address::<G>(level, raw), attributes))
 }
 
 /// `MemAttr`: D8.6.5 without, D8.6.6 with `FEAT_S2FWB`.
 #[inline]
 fn memory_bits(features: Arm64Features, memory: MemoryType) -> Result<u64, EncodeError> {
-    let bits = match (memory, features.force_write_back) {
-        (MemoryType::DeviceStrict, _) => 0b0000,
-        (MemoryType::Device, _) => 0b0001,
-        (MemoryType::NonCacheable, _) => 0b0101,
-        (MemoryType::WriteBack, false) => 0b1111,
-        (MemoryType::WriteBack, true) => 0b0110,
-        (MemoryType::WriteThrough, false) => 0b1010,
-        (MemoryType::WriteThrough, true) => return Err(EncodeError::MemoryType(memory)),
+    let (without, with) = match memory {
+        MemoryType::DeviceStrict => (0b0000, Some(0b0000)),
+        MemoryType::Device => (0b0001, Some(0b0001)),
+        MemoryType::NonCacheable => (0b0101, Some(0b0101)),
+        MemoryType::WriteBack => (0b1111, Some(0b0110)),
+        MemoryType::WriteThrough => (0b1010, None),
     };
+    let bits: Option<u64> = if features.force_write_back {
+        with
+    } else {
+        Some(without)
+    };
+    let bits = bits.ok_or(EncodeError::MemoryType(memory))?;
     Ok(bits << MEMORY_SHIFT)
 }
 
-fn decode_memory(features: Arm64Features, raw: u64) -> Option<MemoryType> {
+/// What `MemAttr` names, by its value: without `FEAT_S2FWB`, and with.
+const MEMORY: [[Option<MemoryType>; 16]; 2] = {
+    let mut without = [None; 16];
+    without[0b0000] = Some(MemoryType::DeviceStrict);
+    without[0b0001] = Some(MemoryType::Device);
+    without[0b0101] = Some(MemoryType::NonCacheable);
+    let mut with = without;
+    without[0b1111] = Some(MemoryType::WriteBack);
+    without[0b1010] = Some(MemoryType::WriteThrough);
+    with[0b0110] = Some(MemoryType::WriteBack);
+    [without, with]
+};
+
+#[inline]
+const fn decode_memory(features: Arm64Features, raw: u64) -> Option<MemoryType> {
     let bits = (raw & MEMORY_MASK) >> MEMORY_SHIFT;
-    Some(match (bits, features.force_write_back) {
-        (0b0000, _) => MemoryType::DeviceStrict,
-        (0b0001, _) => MemoryType::Device,
-        (0b0101, _) => MemoryType::NonCacheable,
-        (0b1111, false) | (0b0110, true) => MemoryType::WriteBack,
-        (0b1010, false) => MemoryType::WriteThrough,
-        _ => return None,
-    })
+    MEMORY[features.force_write_back as usize][bits as usize]
+}
+
+/// What `XN` says, by its value (D8.4).
+const EXECUTE: [Execute; 4] = [
+    Execute::Always,
+    Execute::Unprivileged,
+    Execute::Never,
+    Execute::Privileged,
+];
+
+/// `XN`: the inverse of [`EXECUTE`].
+#[inline]
+const fn execute_never(execute: Execute) -> u64 {
+    match execute {
+        Execute::Always => 0b00,
+        Execute::Unprivileged => 0b01,
+        Execute::Never => 0b10,
+        Execute::Privileged => 0b11,
+    }
+}
+
+/// Instructions may not be fetched from devices.
+#[inline]
+fn is_executable_device(memory: MemoryType, execute: Execute) -> bool {
+    matches!(memory, MemoryType::Device | MemoryType::DeviceStrict) && execute != Execute::Never
 }
 
 /// `S2AP`, `DBM` and `XN` (D8.4).
@@ -204,29 +241,23 @@ fn permission_bits(features: Arm64Features, attributes: Attributes) -> Result<u6
         dirty,
         ..
     } = attributes;
-    let device = matches!(memory, MemoryType::Device | MemoryType::DeviceStrict);
-    if device && permissions.execute != Execute::Never {
+    if is_executable_device(memory, permissions.execute) {
         return Err(EncodeError::ExecutableDevice(memory));
     }
     if dirty && !(features.keeps_dirty() && permissions.write) {
         return Err(EncodeError::Dirty);
     }
+    let execute_never = execute_never(permissions.execute);
+    if execute_never & 1 != 0 && !features.execute_never_extended {
+        return Err(EncodeError::Permissions(permissions));
+    }
     let read = if permissions.read { READ } else { 0 };
-    let write = match (permissions.write, features.keeps_dirty(), dirty) {
-        (false, _, _) => 0,
-        (true, false, _) => WRITE,
-        (true, true, true) => WRITE | DIRTY_BIT_MODIFIER,
-        (true, true, false) => DIRTY_BIT_MODIFIER,
+    let write = match (permissions.write, features.keeps_dirty()) {
+        (false, _) => 0,
+        (true, false) => WRITE,
+        (true, true) => DIRTY_BIT_MODIFIER,
     };
-    let extended = features.execute_never_extended;
-    let execute_never = match permissions.execute {
-        Execute::Always => 0b00,
-        Execute::Never => 0b10,
-        Execute::Unprivileged if extended => 0b01,
-        Execute::Privileged if extended => 0b11,
-        Execute::Privileged | Execute::Unprivileged => {
-            return Err(EncodeError::Permissions(permissions));
-        }
-    };
-    Ok(read | write | execute_never << EXECUTE_NEVER_SHIFT)
+    // A dirty leaf has the modifier by being writable.
+    let dirty = if dirty { WRITE } else { 0 };
+    Ok(read | write | dirty | execute_never << EXECUTE_NEVER_SHIFT)
 }

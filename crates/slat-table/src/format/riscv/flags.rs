@@ -13,12 +13,12 @@ const USER: u64 = 1 << 4;
 const ACCESSED: u64 = 1 << 6;
 const DIRTY: u64 = 1 << 7;
 const SOFTWARE_SHIFT: u32 = 8;
-const SOFTWARE_MASK: u64 = 0b11 << SOFTWARE_SHIFT;
+const SOFTWARE_MAX: u64 = 0b11;
 
 /// Every bit that the encoder may set. Bit 5, G, is not among them: in a G-stage it means nothing
 /// and software keeps it clear.
 pub(super) const ALL: u64 =
-    VALID | READ | WRITE | EXECUTE | USER | ACCESSED | DIRTY | SOFTWARE_MASK;
+    VALID | READ | WRITE | EXECUTE | USER | ACCESSED | DIRTY | SOFTWARE_MAX << SOFTWARE_SHIFT;
 
 /// The bits of a leaf with these attributes, memory type and run aside.
 ///
@@ -32,7 +32,7 @@ pub(super) fn encode(svadu: bool, attributes: Attributes) -> Result<u64, EncodeE
         software,
         ..
     } = attributes;
-    if u64::from(software) > SOFTWARE_MASK >> SOFTWARE_SHIFT {
+    if u64::from(software) > SOFTWARE_MAX {
         return Err(EncodeError::Software(software));
     }
     if dirty && !svadu {
@@ -48,7 +48,14 @@ pub(super) fn encode(svadu: bool, attributes: Attributes) -> Result<u64, EncodeE
         | u64::from(software) << SOFTWARE_SHIFT)
 }
 
-/// R, W and X. W without R is reserved; none of the three is a pointer to a table.
+/// Whether a leaf can allow this. W without R is reserved, and with none of the three an entry is a
+/// pointer to a table.
+#[inline]
+const fn can_allow(read: bool, write: bool, execute: bool) -> bool {
+    read || (execute && !write)
+}
+
+/// R, W and X.
 #[inline]
 fn permission_bits(permissions: Permissions) -> Result<u64, EncodeError> {
     let Permissions {
@@ -56,41 +63,39 @@ fn permission_bits(permissions: Permissions) -> Result<u64, EncodeError> {
         write,
         execute,
     } = permissions;
-    let execute = match execute {
-        Execute::Never => 0,
-        Execute::Always => EXECUTE,
-        Execute::Privileged | Execute::Unprivileged => {
-            return Err(EncodeError::Permissions(permissions));
-        }
-    };
-    match (read, write) {
-        (true, true) => Ok(READ | WRITE | execute),
-        (true, false) => Ok(READ | execute),
-        (false, false) if execute != 0 => Ok(execute),
-        (false, _) => Err(EncodeError::Permissions(permissions)),
+    let whole = matches!(execute, Execute::Never | Execute::Always);
+    let execute = execute != Execute::Never;
+    if !whole || !can_allow(read, write, execute) {
+        return Err(EncodeError::Permissions(permissions));
     }
+    let bit = |set, bit| if set { bit } else { 0 };
+    Ok(bit(read, READ) | bit(write, WRITE) | bit(execute, EXECUTE))
 }
 
 /// The attributes that [`encode`] made `raw` from; `None` if it makes no such leaf.
+#[inline]
 pub(super) fn decode(svadu: bool, raw: u64) -> Option<Attributes> {
     let has = |bit| raw & bit != 0;
-    let permissions = Permissions {
-        read: has(READ),
-        write: has(WRITE),
-        execute: if has(EXECUTE) {
-            Execute::Always
-        } else {
-            Execute::Never
-        },
+    let (read, write, execute) = (has(READ), has(WRITE), has(EXECUTE));
+    let keeps_dirty = svadu || has(DIRTY) == write;
+    if raw & (VALID | USER) != VALID | USER || !can_allow(read, write, execute) || !keeps_dirty {
+        return None;
+    }
+    let execute = if execute {
+        Execute::Always
+    } else {
+        Execute::Never
     };
-    let attributes = Attributes {
-        permissions,
+    Some(Attributes {
+        permissions: Permissions {
+            read,
+            write,
+            execute,
+        },
         memory: MemoryType::WriteBack,
         accessed: has(ACCESSED),
         dirty: svadu && has(DIRTY),
-        software: u8::try_from((raw & SOFTWARE_MASK) >> SOFTWARE_SHIFT).ok()?,
+        software: (raw >> SOFTWARE_SHIFT & SOFTWARE_MAX) as u8,
         contiguous: false,
-    };
-    // What the encoder refuses, or would write otherwise, is not ours.
-    (encode(svadu, attributes) == Ok(raw & ALL)).then_some(attributes)
+    })
 }
