@@ -5,6 +5,9 @@ use slat::report::Reason;
 use crate::scripted_host::Mapping;
 use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, PAGE, Vm, is_mapped, region};
 
+/// Pages that hardware may keep as one translation: a leaf of a size of its own.
+const RUN: u64 = 16 * PAGE;
+
 /// Creates a region over `mapping`, touches the page at `offset`, and returns the leaf's size.
 fn leaf(mapping: Mapping, gpa: u64, bytes: u64, hva: u64, offset: u64) -> u64 {
     let vm = Vm::new(&[mapping]);
@@ -44,7 +47,7 @@ fn a_leaf_does_not_leave_the_slot() {
     let device = Mapping::device(HVA, 2 * BLOCK, DEVICE);
     for mapping in [ram, device] {
         // A slot of one page less than the block, at its start and at its end.
-        assert_eq!(leaf(mapping, GPA, BLOCK - PAGE, HVA, 0), PAGE);
+        assert_eq!(leaf(mapping, GPA, BLOCK - PAGE, HVA, 0), RUN);
         let (gpa, hva) = (GPA + PAGE, HVA + PAGE);
         assert_eq!(leaf(mapping, gpa, BLOCK - PAGE, hva, 0), PAGE);
         // Beyond the part of the block that the slot has, the next block fits.
@@ -68,8 +71,10 @@ fn ram_needs_guest_and_host_addresses_that_agree_in_the_block() {
 
 #[test]
 fn a_leaf_is_not_larger_than_the_host_s_block() {
-    let ram = Mapping::ram(HVA, GIB).blocks(16 * PAGE);
+    let ram = Mapping::ram(HVA, GIB).blocks(8 * PAGE);
     assert_eq!(leaf(ram, GPA, GIB, HVA, 0), PAGE);
+    let ram = Mapping::ram(HVA, GIB).blocks(RUN);
+    assert_eq!(leaf(ram, GPA, GIB, HVA, 3 * PAGE), RUN);
     let ram = Mapping::ram(HVA, GIB).blocks(2 * BLOCK);
     assert_eq!(leaf(ram, GPA, GIB, HVA, 3 * PAGE), BLOCK);
 }

@@ -1,6 +1,9 @@
 //! Every allocation of a table made to fail in turn, in every operation.
 
+use slat::table::format::Format;
+
 use crate::operations::{Operation, check_reach, check_reads_arrive, scene};
+use crate::rows::Row;
 use crate::vm::{Leaf, State, Vm};
 
 /// What an operation does when nothing fails.
@@ -10,12 +13,12 @@ struct Whole {
     allocations: u64,
 }
 
-fn undisturbed(operation: Operation) -> Whole {
-    let vm = scene();
+fn undisturbed<F: Format>(row: &Row<F>, operation: Operation) -> Whole {
+    let vm = scene(row);
     let before = vm.state();
     let allocated = vm.machine.allocations();
     operation
-        .run(&vm)
+        .run(row, &vm)
         .unwrap_or_else(|refused| panic!("{operation:?}: {refused:?}"));
     check_reach(&vm);
     let whole = Whole {
@@ -40,22 +43,28 @@ fn is_part_of(leaf: &Leaf, leaves: &[Leaf]) -> bool {
 }
 
 /// The operation with the allocation after `skip` others failing. Whether it was refused.
-fn one_fails(operation: Operation, whole: &Whole, skip: u64, and_all_after: bool) -> bool {
+fn one_fails<F: Format>(
+    row: &Row<F>,
+    operation: Operation,
+    whole: &Whole,
+    skip: u64,
+    and_all_after: bool,
+) -> bool {
     let what = format!("{operation:?}, allocation {skip}, all after: {and_all_after}");
-    let vm = scene();
+    let vm = scene(row);
     assert_eq!(vm.state(), whole.before, "the scene is always the same");
     if and_all_after {
         vm.machine.fail_allocations_from(skip);
     } else {
         vm.machine.fail_allocation(skip);
     }
-    let result = operation.run(&vm);
+    let result = operation.run(row, &vm);
     vm.machine.allow_allocations();
     check_reach(&vm);
     if result.is_err() {
         assert_eq!(vm.state(), whole.before, "{what}: {result:?}");
         operation
-            .run(&vm)
+            .run(row, &vm)
             .unwrap_or_else(|refused| panic!("{what}, again: {refused:?}"));
         assert_eq!(vm.state(), whole.after, "{what}, again");
     } else {
@@ -69,7 +78,7 @@ fn one_fails(operation: Operation, whole: &Whole, skip: u64, and_all_after: bool
 
 /// An operation that went through without memory has done all that counts: the slots are the new
 /// ones, and what is mapped is what was or would be, or a part of it.
-fn check_part_of(vm: &Vm, whole: &Whole, what: &str) {
+fn check_part_of<F: Format>(vm: &Vm<F>, whole: &Whole, what: &str) {
     let state = vm.state();
     assert_eq!(state.slots, whole.after.slots, "{what}");
     for leaf in &state.leaves {
@@ -78,14 +87,16 @@ fn check_part_of(vm: &Vm, whole: &Whole, what: &str) {
     }
 }
 
-#[test]
-fn whichever_allocation_fails_everything_is_as_before_or_as_after() {
+fn whichever_allocation_fails_everything_is_as_before_or_as_after<F: Format>(row: Row<F>) {
     let (mut refused, mut done) = (0, 0);
     for operation in Operation::ALL {
-        let whole = undisturbed(operation);
+        let whole = undisturbed(&row, operation);
         for skip in 0..whole.allocations {
-            for and_all_after in [false, true] {
-                if one_fails(operation, &whole, skip, and_all_after) {
+            // Large tables take long to look at: there, one of the two ways in turn.
+            let small = row.span / row.page <= 512;
+            let ways = [false, true].into_iter();
+            for and_all_after in ways.filter(|way| small || *way == (skip % 2 == 0)) {
+                if one_fails(&row, operation, &whole, skip, and_all_after) {
                     refused += 1;
                 } else {
                     done += 1;
@@ -93,27 +104,32 @@ fn whichever_allocation_fails_everything_is_as_before_or_as_after() {
             }
         }
     }
-    assert!(refused >= 10, "{refused} operations were refused");
-    assert!(done >= 10, "{done} operations did without");
+    // As many as a tree of two levels has.
+    assert!(refused >= 5, "{refused} operations were refused");
+    assert!(done >= 5, "{done} operations did without");
 }
 
-#[test]
-fn what_takes_memory_away_needs_none() {
+fn what_takes_memory_away_needs_none<F: Format>(row: Row<F>) {
     for operation in [
         Operation::Remove,
         Operation::MigratePage,
         Operation::MigratePartOfBlock,
-        Operation::RevokePartOfGigabyte,
+        Operation::RevokePartOfDevice,
         Operation::Split,
         Operation::Age,
         Operation::Release,
     ] {
-        let vm = scene();
+        let vm = scene(&row);
         vm.machine.fail_allocations_from(0);
-        let result = operation.run(&vm);
+        let result = operation.run(&row, &vm);
         assert!(result.is_ok(), "{operation:?}: {result:?}");
         vm.machine.allow_allocations();
         check_reach(&vm);
         vm.end();
     }
+}
+
+crate::rows::for_every_format! {
+    whichever_allocation_fails_everything_is_as_before_or_as_after,
+    what_takes_memory_away_needs_none,
 }

@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
+use slat::table::format::Format;
+use slat::table::format::arm64::{Arm64, Arm64Features};
+
 use crate::operations::{Operation, check_reach, check_reads_arrive, scene};
+use crate::rows::Row;
 use crate::scripted_host::ScriptedHost;
 use crate::vm::Vm;
 
@@ -19,7 +23,7 @@ fn during_question(host: &ScriptedHost, skip: usize, act: impl FnOnce() + Send +
     }
 }
 
-fn same(vm: &Vm) -> Vm {
+fn same<F: Format>(vm: &Vm<F>) -> Vm<F> {
     Vm {
         memory: Arc::clone(&vm.memory),
         host: vm.host.clone(),
@@ -29,10 +33,11 @@ fn same(vm: &Vm) -> Vm {
 
 #[test]
 fn whatever_happens_in_the_middle_of_a_question_the_guest_sees_the_truth() {
+    let row = Row::<Arm64>::new(Arm64Features::ALL, 48);
     let (mut undisturbed, mut disturbed) = (0, 0);
     for outer in Operation::ALL {
-        let vm = scene();
-        outer.run(&vm).unwrap();
+        let vm = scene(&row);
+        outer.run(&row, &vm).unwrap();
         let questions = vm.host.questions().len();
         vm.end();
         for inner in Operation::ALL {
@@ -41,13 +46,13 @@ fn whatever_happens_in_the_middle_of_a_question_the_guest_sees_the_truth() {
                 continue;
             }
             for skip in 0..questions {
-                let vm = scene();
+                let vm = scene(&row);
                 let before = vm.state();
                 let other = same(&vm);
                 during_question(&vm.host, skip, move || {
-                    let _ = inner.run(&other);
+                    let _ = inner.run(&row, &other);
                 });
-                let result = outer.run(&vm);
+                let result = outer.run(&row, &vm);
                 check_reach(&vm);
                 if result.is_ok() {
                     undisturbed += 1;

@@ -17,6 +17,7 @@ mod prefaults;
 mod prefixes;
 mod preparation;
 mod random;
+mod random_steps;
 mod refusals;
 mod regions;
 mod reports;

@@ -7,70 +7,83 @@
 use slat::notifier::Notifier;
 use slat::region::{Mapping as When, SlotId};
 use slat::table::attributes::Access;
+use slat::table::format::Format;
+use slat::table::format::arm64::{Arm64, Arm64Features};
 use slat::table::geometry::Level;
 use slat::table::simulated::Event;
 
+use crate::rows::Row;
 use crate::scripted_host::hva_range;
-use crate::vm::{BLOCK, GIB, GPA, HVA, PAGE, Vm, fault, gpa_range, region};
-use crate::watched::{BLOCKS, COPIED, REGISTERS, Watched};
+use crate::vm::{Vm, fault, gpa_range, region};
+use crate::watched::{Places, Watched};
 
-/// Slot 1 from `GPA` on, mapped on fault.
-fn on_fault(bytes: u64, hva: u64) -> slat::Region {
-    region(1, GPA, bytes, hva).mapping(When::OnFault)
+/// Slot 1, mapped on fault.
+fn on_fault<F: Format>(row: &Row<F>, bytes: u64, hva: u64) -> slat::Region {
+    region(1, row.gpa, bytes, hva).mapping(When::OnFault)
 }
 
-#[test]
-fn faults_on_pages_and_blocks() {
-    let mut watched = Watched::new(1024);
-    let insert = |vm: &Vm| {
-        vm.memory.insert(on_fault(BLOCK, COPIED)).unwrap();
-        let blocks = region(2, GPA + BLOCK, BLOCK, BLOCKS).mapping(When::OnFault);
+fn faults_on_pages_and_blocks<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, 2 * row.span);
+    let insert = |vm: &Vm<F>| {
+        vm.memory
+            .insert(on_fault(&row, row.span, at.copied))
+            .unwrap();
+        let blocks = region(2, row.gpa + row.span, row.span, at.blocks).mapping(When::OnFault);
         vm.memory.insert(blocks).unwrap();
     };
     watched.run("creation", insert);
-    watched.read(GPA);
-    watched.read(GPA + 511 * PAGE);
-    watched.write(GPA);
-    watched.write(GPA + 7 * PAGE);
-    watched.read(GPA + BLOCK + 9 * PAGE);
-    assert_eq!(watched.vm.leaf_bytes(GPA + BLOCK), BLOCK);
-    watched.read(GPA + BLOCK);
+    watched.read(row.gpa);
+    watched.read(row.gpa + row.span - row.page);
+    watched.write(row.gpa);
+    watched.write(row.gpa + 7 * row.page);
+    watched.read(row.gpa + row.span + 9 * row.page);
+    assert_eq!(
+        watched.vm.leaf_bytes(row.gpa + row.span + 9 * row.page),
+        row.leaf_in(row.span)
+    );
+    watched.read(row.gpa + row.span);
     watched.end();
 }
 
-#[test]
-fn a_fault_that_turns_pages_into_a_block_and_one_that_turns_it_back() {
-    let mut watched = Watched::new(512);
+fn a_fault_that_turns_pages_into_a_block_and_one_that_turns_it_back<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, row.span);
     watched.run("creation", |vm| {
-        vm.memory.insert(on_fault(BLOCK, BLOCKS)).unwrap();
-        vm.host.put_ram(BLOCKS, PAGE, 0x4000_0000);
+        vm.memory
+            .insert(on_fault(&row, row.span, at.blocks))
+            .unwrap();
+        vm.host.put_ram(at.blocks, row.page, row.chosen);
     });
-    watched.read(GPA);
-    watched.read(GPA + PAGE);
-    watched.vm.host.put_ram(BLOCKS, BLOCK, 0x4000_0000);
+    watched.read(row.gpa);
+    watched.read(row.gpa + row.page);
+    watched.vm.host.put_ram(at.blocks, row.span, row.chosen);
     // The first breaks the table that is in the way, the second makes the block.
-    watched.read(GPA + 2 * PAGE);
-    watched.read(GPA + 2 * PAGE);
-    assert_eq!(watched.vm.leaf_bytes(GPA), BLOCK);
-    watched.host_changes("a migration", hva_range(BLOCKS + PAGE, PAGE));
-    watched.read(GPA + PAGE);
+    watched.read(row.gpa + 2 * row.page);
+    watched.read(row.gpa + 2 * row.page);
+    assert_eq!(watched.vm.leaf_bytes(row.gpa), row.leaf_in(row.span));
+    watched.host_changes("a migration", hva_range(at.blocks + row.page, row.page));
+    watched.read(row.gpa + row.page);
     watched.end();
 }
 
-#[test]
-fn creation_prefault_and_removal() {
-    let mut watched = Watched::new(1024 + 16);
-    let bytes = 2 * BLOCK + 16 * PAGE;
-    watched.vm.host.put_ram(HVA + 5 * PAGE, PAGE, 0x4000_0000);
+fn creation_prefault_and_removal<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, 2 * row.span + 16 * row.page);
+    let bytes = 2 * row.span + 16 * row.page;
+    watched
+        .vm
+        .host
+        .put_ram(at.hva + 5 * row.page, row.page, row.chosen);
     watched.run("creation", |vm| {
-        vm.memory.insert(region(1, GPA, bytes, HVA)).unwrap()
+        vm.memory.insert(region(1, row.gpa, bytes, at.hva)).unwrap()
     });
     watched.run("a prefault", |vm| {
-        let range = gpa_range(GPA + 3 * PAGE, BLOCK);
+        let range = gpa_range(row.gpa + 3 * row.page, row.span);
         vm.memory.vcpu().prefault(&range).unwrap()
     });
     // Shares its first table with what is left of the other.
-    let neighbour = region(2, GPA + bytes, BLOCK, REGISTERS);
+    let neighbour = region(2, row.gpa + bytes, row.span, at.registers);
     watched.run("creation", |vm| vm.memory.insert(neighbour).unwrap());
     watched.run("a removal that prunes", |vm| {
         vm.memory.remove(SlotId(1)).unwrap();
@@ -81,63 +94,77 @@ fn creation_prefault_and_removal() {
     watched.end();
 }
 
-#[test]
-fn transactions_that_replace_slots() {
-    let mut watched = Watched::new(1024);
-    watched.vm.host.put_ram(HVA, PAGE, 0x4000_0000);
-    watched.vm.host.put_ram(BLOCKS, BLOCK, 0x8000_0000);
+fn transactions_that_replace_slots<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, 2 * row.span);
+    watched.vm.host.put_ram(at.hva, row.page, row.chosen);
+    watched
+        .vm
+        .host
+        .put_ram(at.blocks, row.span, row.chosen + row.span);
     watched.run("creation", |vm| {
         let (one, other) = (
-            region(1, GPA, BLOCK, HVA),
-            region(2, GPA + BLOCK, BLOCK, BLOCKS),
+            region(1, row.gpa, row.span, at.hva),
+            region(2, row.gpa + row.span, row.span, at.blocks),
         );
         let both = vm.memory.transaction().create(one).create(other);
         both.commit().unwrap()
     });
     watched.run("two slots that change places", |vm| {
         let (one, other) = (
-            region(1, GPA + BLOCK, BLOCK, HVA),
-            region(2, GPA, BLOCK, BLOCKS),
+            region(1, row.gpa + row.span, row.span, at.hva),
+            region(2, row.gpa, row.span, at.blocks),
         );
         let change = vm.memory.transaction().delete(SlotId(1)).delete(SlotId(2));
         change.create(one).create(other).commit().unwrap()
     });
-    assert_eq!(watched.vm.leaf_bytes(GPA), BLOCK);
+    assert_eq!(watched.vm.leaf_bytes(row.gpa), row.leaf_in(row.span));
     watched.run("a slot that becomes two, one read-only", |vm| {
-        let half = BLOCK / 2;
-        let low = region(2, GPA, half, BLOCKS);
-        let high = region(3, GPA + half, half, BLOCKS + half).read_only();
+        let half = row.span / 2;
+        let low = region(2, row.gpa, half, at.blocks);
+        let high = region(3, row.gpa + half, half, at.blocks + half).read_only();
         let change = vm.memory.transaction().delete(SlotId(2));
         change.create(low).create(high).commit().unwrap()
     });
     assert_eq!(
-        watched.vm.sees(GPA + BLOCK / 2),
-        Some((0x8000_0000 + BLOCK / 2, false))
+        watched.vm.sees(row.gpa + row.span / 2),
+        Some((row.chosen + row.span + row.span / 2, false))
     );
     watched.end();
 }
 
-#[test]
-fn invalidations_of_pages_parts_of_blocks_and_everything() {
-    let mut watched = Watched::new(1536);
-    watched.vm.host.put_ram(BLOCKS, BLOCK, 0x8000_0000);
-    watched.vm.host.put_ram(BLOCKS + BLOCK, BLOCK, 0x9000_0000);
+fn invalidations_of_pages_parts_of_blocks_and_everything<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, 3 * row.span);
+    watched
+        .vm
+        .host
+        .put_ram(at.blocks, row.span, row.chosen + row.span);
+    watched
+        .vm
+        .host
+        .put_ram(at.blocks + row.span, row.span, row.chosen + 2 * row.span);
     watched.run("creation", |vm| {
-        vm.memory.insert(region(1, GPA, 2 * BLOCK, BLOCKS)).unwrap();
         vm.memory
-            .insert(region(2, GPA + 2 * BLOCK, BLOCK, HVA))
+            .insert(region(1, row.gpa, 2 * row.span, at.blocks))
+            .unwrap();
+        vm.memory
+            .insert(region(2, row.gpa + 2 * row.span, row.span, at.hva))
             .unwrap()
     });
-    watched.read(GPA + 2 * BLOCK + PAGE);
-    watched.host_changes("a page", hva_range(HVA + PAGE, PAGE));
-    watched.host_changes("a page of a block", hva_range(BLOCKS + 3 * PAGE, PAGE));
+    watched.read(row.gpa + 2 * row.span + row.page);
+    watched.host_changes("a page", hva_range(at.hva + row.page, row.page));
+    watched.host_changes(
+        "a page of a block",
+        hva_range(at.blocks + 3 * row.page, row.page),
+    );
     watched.host_changes("the edge of a block and of its neighbour", {
-        hva_range(BLOCKS + BLOCK - PAGE, 2 * PAGE)
+        hva_range(at.blocks + row.span - row.page, 2 * row.page)
     });
     watched.vm.machine.fail_allocations_from(0);
     watched.host_changes(
         "a part of a block without memory",
-        hva_range(BLOCKS + BLOCK + 8 * PAGE, PAGE),
+        hva_range(at.blocks + row.span + 8 * row.page, row.page),
     );
     watched.vm.machine.allow_allocations();
     watched.run("release", |vm| vm.memory.release());
@@ -145,45 +172,55 @@ fn invalidations_of_pages_parts_of_blocks_and_everything() {
     watched.end();
 }
 
-#[test]
-fn a_gigabyte_that_is_cut_in_two_steps() {
-    let mut watched = Watched::new(512);
+fn a_large_block_that_is_cut_in_steps<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, row.span);
     // Of the rest, a page of every block.
-    let others = (1..GIB / BLOCK).map(|block| GPA + block * BLOCK + 11 * PAGE);
+    let others = (1..at.large / row.span).map(|block| row.gpa + block * row.span + 11 * row.page);
     watched.pages.extend(others);
-    let bytes = GIB;
+    let bytes = at.large;
     watched.run("creation", |vm| {
-        vm.memory.insert(region(1, GPA, bytes, REGISTERS)).unwrap()
+        vm.memory
+            .insert(region(1, row.gpa, bytes, at.registers))
+            .unwrap()
     });
-    assert_eq!(watched.vm.leaf_bytes(GPA), GIB);
+    assert_eq!(watched.vm.leaf_bytes(row.gpa), row.leaf_in(at.large));
     watched.host_changes(
-        "a page of a gigabyte",
-        hva_range(REGISTERS + 5 * PAGE, PAGE),
+        "a page of a large block",
+        hva_range(at.registers + 5 * row.page, row.page),
     );
-    assert_eq!(watched.vm.leaf_bytes(GPA), PAGE);
-    assert_eq!(watched.vm.leaf_bytes(GPA + BLOCK), BLOCK);
+    assert_eq!(watched.vm.leaf_bytes(row.gpa), row.page);
+    assert_eq!(
+        watched.vm.leaf_bytes(row.gpa + row.span),
+        row.leaf_in(row.span)
+    );
     watched.end();
 }
 
-#[test]
-fn splits_and_aging() {
-    let mut watched = Watched::new(1024);
+fn splits_and_aging<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, 2 * row.span);
     watched.run("creation", |vm| {
         vm.memory
-            .insert(region(1, GPA, 2 * BLOCK, REGISTERS))
+            .insert(region(1, row.gpa, 2 * row.span, at.registers))
             .unwrap()
     });
     watched.run("a split", |vm| {
-        vm.memory.split(&gpa_range(GPA + PAGE, PAGE), Level::PAGE);
+        vm.memory
+            .split(&gpa_range(row.gpa + row.page, row.page), Level::PAGE);
     });
-    assert_eq!(watched.vm.leaf_bytes(GPA), PAGE);
-    assert_eq!(watched.vm.leaf_bytes(GPA + BLOCK), BLOCK);
-    let young = hva_range(REGISTERS + 7 * PAGE, BLOCK);
+    assert_eq!(watched.vm.leaf_bytes(row.gpa), row.page);
+    assert_eq!(
+        watched.vm.leaf_bytes(row.gpa + row.span),
+        row.leaf_in(row.span)
+    );
+    let young = hva_range(at.registers + 7 * row.page, row.span);
     assert!(watched.run("aging", |vm| vm.memory.age(young)));
-    assert!(!watched.run("a look", |vm| vm.memory.test_young(young)));
+    let still_young = watched.run("a look", |vm| vm.memory.test_young(young));
+    assert_eq!(still_young, !row.ages());
     // Breaks the pages that are in the way, then makes the block.
-    watched.read(GPA + 9 * PAGE);
-    watched.read(GPA + 9 * PAGE);
+    watched.read(row.gpa + 9 * row.page);
+    watched.read(row.gpa + 9 * row.page);
     assert!(watched.run("aging again", |vm| vm.memory.age(young)));
     watched.end();
 }
@@ -200,33 +237,38 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    fn page(&mut self) -> u64 {
+    fn page<F: Format>(&mut self, row: &Row<F>) -> u64 {
         // Small numbers come more often: there the operations meet.
-        let end = [4, 64, 1024][usize::try_from(self.below(3)).unwrap()];
-        self.below(end) * PAGE
+        let all = 2 * row.span / row.page;
+        let end = [4, 64, all][usize::try_from(self.below(3)).unwrap()];
+        self.below(end) * row.page
     }
 }
 
-/// What slot 1 may show: everything that the host has, one mapping at a time.
-const SHOWN: [u64; 4] = [HVA, BLOCKS, COPIED, REGISTERS];
-
-#[test]
-fn anything_in_any_order() {
+fn anything_in_any_order<F: Format>(row: Row<F>) {
+    let at = Places::of(&row);
     let mut random = Random(5);
-    let mut watched = Watched::new(1024);
-    let mut shown = SHOWN[0];
+    let mut watched = Watched::new(row, 2 * row.span);
+    // What slot 1 may show: everything that the host has, one mapping at a time.
+    let all = [at.hva, at.blocks, at.copied, at.registers];
+    let mut shown = all[0];
     watched.run("creation", |vm| {
-        vm.memory.insert(on_fault(2 * BLOCK, shown)).unwrap()
+        vm.memory
+            .insert(on_fault(&row, 2 * row.span, shown))
+            .unwrap()
     });
-    for _ in 0..160 {
-        let (at, bytes) = (random.page(), PAGE + random.page().min(64 * PAGE));
+    for _ in 0..40 {
+        let (at, bytes) = (
+            random.page(&row),
+            row.page + random.page(&row).min(64 * row.page),
+        );
         let range = hva_range(shown + at, bytes);
-        let guest = gpa_range(GPA + at, bytes);
+        let guest = gpa_range(row.gpa + at, bytes);
         match random.below(8) {
             0..3 => {
-                let access = [Access::Read, Access::Write][usize::from(at % (2 * PAGE) == 0)];
+                let access = [Access::Read, Access::Write][usize::from(at % (2 * row.page) == 0)];
                 watched.run("a fault", |vm| {
-                    fault(&mut vm.memory.vcpu(), GPA + at, access)
+                    fault(&mut vm.memory.vcpu(), row.gpa + at, access)
                 });
             }
             3 => drop(watched.run("a prefault", |vm| vm.memory.vcpu().prefault(&guest))),
@@ -239,11 +281,11 @@ fn anything_in_any_order() {
                 vm.memory.age(range);
             }),
             _ => {
-                shown = SHOWN[usize::try_from(random.below(4)).unwrap()];
+                shown = all[usize::try_from(random.below(4)).unwrap()];
                 watched.run("another slot", |vm| {
                     let change = vm.memory.transaction().delete(SlotId(1));
                     change
-                        .create(region(1, GPA, 2 * BLOCK, shown))
+                        .create(region(1, row.gpa, 2 * row.span, shown))
                         .commit()
                         .unwrap()
                 });
@@ -255,16 +297,22 @@ fn anything_in_any_order() {
 
 #[test]
 fn a_walk_that_finds_something_else_in_the_middle_is_noticed() {
-    let mut watched = Watched::new(2);
+    let row = Row::<Arm64>::new(Arm64Features::ALL, 48);
+    let at = Places::of(&row);
+    let mut watched = Watched::new(row, 2 * row.page);
     watched.run("creation", |vm| {
-        vm.memory.insert(on_fault(2 * PAGE, HVA)).unwrap()
+        vm.memory
+            .insert(on_fault(&row, 2 * row.page, at.hva))
+            .unwrap()
     });
-    watched.read(GPA);
-    let shown = watched.walker.walk(GPA).unwrap();
-    watched.vm.host_changes(hva_range(HVA, PAGE), |host| {
-        host.migrate(hva_range(HVA, PAGE));
-    });
-    watched.vm.read(GPA);
+    watched.read(row.gpa);
+    let shown = watched.walker.walk(row.gpa, |_| {}).unwrap();
+    watched
+        .vm
+        .host_changes(hva_range(at.hva, row.page), |host| {
+            host.migrate(hva_range(at.hva, row.page));
+        });
+    watched.vm.read(row.gpa);
     let mut events = watched.vm.machine.take_events();
     let last = events
         .iter()
@@ -286,5 +334,16 @@ fn a_walk_that_finds_something_else_in_the_middle_is_noticed() {
         new,
     });
     let stranger = watched.judge(&events).unwrap_err();
-    assert_eq!((stranger.gpa, stranger.before), (GPA, Some(shown)));
+    assert_eq!((stranger.gpa, stranger.before), (row.gpa, Some(shown)));
+}
+
+crate::rows::for_every_format! {
+    faults_on_pages_and_blocks,
+    a_fault_that_turns_pages_into_a_block_and_one_that_turns_it_back,
+    creation_prefault_and_removal,
+    transactions_that_replace_slots,
+    invalidations_of_pages_parts_of_blocks_and_everything,
+    a_large_block_that_is_cut_in_steps,
+    splits_and_aging,
+    anything_in_any_order,
 }

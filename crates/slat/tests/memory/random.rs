@@ -8,209 +8,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::TestRunner;
 use slat::Outcome;
-use slat::config::{Config, WriteCheck};
+use slat::config::WriteCheck;
 use slat::notifier::{Notifier, Ticket};
-use slat::region::{Mapping as When, Region, Slot, SlotId};
+use slat::region::{Slot, SlotId};
 use slat::table::address::{Gpa, Hpa, Hva, HvaRange};
 use slat::table::attributes::Access;
-use slat::table::format::Format;
-use slat::table::format::arm64::Arm64;
+use slat::table::format::{ByteOrder, Format};
 use slat::table::geometry::Level;
 use slat::table::platform::TlbWork;
 use slat::table::simulated::Event;
 
-use crate::scripted_host::{Mapping, ScriptedHost, hva_range};
-use crate::vm::{
-    BLOCK, DEVICE, GIB, GPA, HVA, Leaf, MIB, MODERN, PAGE, TestVcpu, Vm, fault, gpa_range, region,
-};
-
-/// Where the host has its mappings, and of what kind.
-fn mappings() -> [Mapping; 6] {
-    let blocks = Mapping::ram(HVA + 8 * MIB, 8 * MIB).blocks(BLOCK);
-    [
-        Mapping::ram(HVA, 8 * MIB),
-        blocks.copy_on_write(),
-        // A hole of 16 MiB, then a device whose physical address is off by a page.
-        Mapping::device(HVA + 32 * MIB, MIB, DEVICE + PAGE),
-        Mapping::device(HVA + 40 * MIB + PAGE, 6 * MIB, DEVICE + GIB + PAGE),
-        Mapping::ram(HVA + 48 * MIB, 4 * MIB).read_only(),
-        Mapping::ram(HVA + GIB, 2 * GIB).blocks(GIB),
-    ]
-}
-
-/// What a device that spans more than a block of the second kind looks like, for the same places.
-fn big_device() -> Mapping {
-    Mapping::device(HVA + GIB, 2 * GIB, DEVICE + 4 * GIB)
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    id: u32,
-    gpa: u64,
-    bytes: u64,
-    hva: u64,
-    read_only: bool,
-    on_fault: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    /// Deletes the slot of this id if there is one, and creates this.
-    Replace(Asked),
-    Commit {
-        delete: Vec<u32>,
-        create: Vec<Asked>,
-    },
-    Fault {
-        vcpu: usize,
-        spot: Spot,
-        access: Access,
-    },
-    Prefault {
-        vcpu: usize,
-        spot: Spot,
-        bytes: u64,
-    },
-    Change {
-        hva: u64,
-        bytes: u64,
-        change: Change,
-        without_memory: bool,
-    },
-    /// Begins an invalidation that stays.
-    Open {
-        hva: u64,
-        bytes: u64,
-    },
-    /// Ends the oldest of those.
-    Close,
-    Age {
-        hva: u64,
-        bytes: u64,
-    },
-    Release,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    Nothing,
-    Discard,
-    Migrate,
-    WriteProtect,
-    /// Gives the permission back, which needs no notice.
-    Grant,
-    /// Exchanges the large RAM mapping for a device, or back.
-    Exchange,
-}
-
-/// Each slot has a window of guest addresses of its own, so that most creations succeed.
-const WINDOW: u64 = 4 * GIB;
-const SLOTS: u32 = 3;
-
-fn offset() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        4 => Just(0),
-        2 => select(vec![BLOCK, GIB]),
-        1 => select(vec![PAGE, 2 * PAGE, BLOCK - PAGE, BLOCK + PAGE, GIB - BLOCK]),
-    ]
-}
-
-fn host_address() -> impl Strategy<Value = u64> {
-    let starts = mappings().map(|mapping| mapping.vma.range.start().raw());
-    (select(starts.to_vec()), offset()).prop_map(|(start, offset)| start + offset)
-}
-
-/// A page of a slot, chosen among those there are when the step is made.
-#[derive(Clone, Copy, Debug)]
-struct Spot {
-    slot: usize,
-    offset: u64,
-}
-
-fn spot() -> impl Strategy<Value = Spot> {
-    let place = (0..SLOTS as usize, offset(), 0..6u64);
-    place.prop_map(|(slot, offset, page)| Spot {
-        slot,
-        offset: offset + page * PAGE,
-    })
-}
-
-fn size() -> impl Strategy<Value = u64> {
-    select(vec![
-        3 * PAGE,
-        BLOCK - PAGE,
-        BLOCK,
-        2 * BLOCK + 2 * PAGE,
-        8 * MIB,
-        GIB,
-        GIB + BLOCK,
-    ])
-}
-
-prop_compose! {
-    fn asked()(
-        id in 0..SLOTS,
-        gpa in offset(),
-        bytes in size(),
-        hva in host_address(),
-        read_only in prop::bool::weighted(0.2),
-        on_fault in any::<bool>(),
-    ) -> Asked {
-        // A large slot in pages would be a quarter of a million leaves to look at.
-        let unit = if bytes >= GIB { BLOCK } else { PAGE };
-        let (gpa, hva) = (gpa & !(unit - 1), hva & !(unit - 1));
-        let gpa = GPA + u64::from(id) * WINDOW + gpa;
-        Asked { id, gpa, bytes, hva, read_only, on_fault }
-    }
-}
-
-/// A slot where another one's window is: mostly refused.
-fn misplaced() -> impl Strategy<Value = Asked> {
-    (asked(), 0..SLOTS).prop_map(|(asked, id)| Asked { id, ..asked })
-}
-
-fn access() -> impl Strategy<Value = Access> {
-    select(vec![Access::Read, Access::Write, Access::Execute])
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    use Change::{Discard, Exchange, Grant, Migrate, Nothing, WriteProtect};
-    select(vec![
-        Nothing,
-        Discard,
-        Migrate,
-        Migrate,
-        WriteProtect,
-        Grant,
-        Exchange,
-    ])
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let small = || select(vec![PAGE, 3 * PAGE, BLOCK, 2 * BLOCK + PAGE, GIB]);
-    prop_oneof![
-        4 => asked().prop_map(Step::Replace),
-        2 => (prop::collection::vec(0..SLOTS, 0..2), prop::collection::vec(misplaced(), 0..3))
-            .prop_map(|(delete, create)| Step::Commit { delete, create }),
-        16 => (0..2usize, spot(), access())
-            .prop_map(|(vcpu, spot, access)| Step::Fault { vcpu, spot, access }),
-        2 => (0..2usize, spot(), select(vec![PAGE, 20 * PAGE, 70 * PAGE]))
-            .prop_map(|(vcpu, spot, bytes)| Step::Prefault { vcpu, spot, bytes }),
-        8 => (host_address(), small(), change(), any::<bool>()).prop_map(
-            |(hva, bytes, change, without_memory)| Step::Change {
-                hva,
-                bytes,
-                change,
-                without_memory,
-            },
-        ),
-        2 => (host_address(), small()).prop_map(|(hva, bytes)| Step::Open { hva, bytes }),
-        3 => Just(Step::Close),
-        2 => (host_address(), small()).prop_map(|(hva, bytes)| Step::Age { hva, bytes }),
-        1 => Just(Step::Release),
-    ]
-}
+use crate::random_steps::{Asked, Change, Scale, Spot, Step, asked, step};
+use crate::rows::Row;
+use crate::scripted_host::{ScriptedHost, hva_range};
+use crate::vm::{Leaf, TestVcpu, Vm, fault, gpa_range, steps};
 
 /// A TLB that forgets only what a flush is sure to reach.
 #[derive(Default)]
@@ -234,9 +47,11 @@ impl GreedyTlb {
     }
 }
 
-struct Run<'m> {
-    vm: &'m Vm,
-    vcpus: [TestVcpu<'m>; 2],
+struct Run<'m, F: Format> {
+    row: Row<F>,
+    scale: Scale,
+    vm: &'m Vm<F>,
+    vcpus: [TestVcpu<'m, F>; 2],
     open: Vec<(Ticket, HvaRange)>,
     /// Guest pages that must be mapped, and whether a write must be allowed.
     expected: BTreeMap<u64, bool>,
@@ -244,10 +59,12 @@ struct Run<'m> {
     leaves: Vec<Leaf>,
 }
 
-impl<'m> Run<'m> {
-    fn new(vm: &'m Vm) -> Self {
+impl<'m, F: Format> Run<'m, F> {
+    fn new(row: Row<F>, vm: &'m Vm<F>) -> Self {
         vm.machine.record();
         Self {
+            row,
+            scale: Scale::of(&row),
             vm,
             vcpus: [vm.memory.vcpu(), vm.memory.vcpu()],
             open: Vec::new(),
@@ -265,7 +82,7 @@ impl<'m> Run<'m> {
     fn gpa(&self, spot: Spot) -> u64 {
         let slots = self.slots();
         let chosen = slots.get(spot.slot % slots.len().max(1));
-        chosen.map_or(GPA, |slot| slot.range().start().raw()) + spot.offset
+        chosen.map_or(self.row.gpa, |slot| slot.range().start().raw()) + spot.offset
     }
 
     fn slot_at(&self, gpa: u64) -> Option<Slot> {
@@ -285,6 +102,13 @@ impl<'m> Run<'m> {
                     .retain(|gpa, _| !gone.contains(Gpa::new(*gpa)));
             }
         }
+    }
+
+    /// Whatever was in the way around `gpa` has been broken; a large leaf is the most that can be.
+    fn forget_around(&mut self, gpa: u64) {
+        let large = self.scale.large;
+        self.expected
+            .retain(|other, _| other / large != gpa / large);
     }
 
     fn step(&mut self, step: &Step) {
@@ -313,7 +137,10 @@ impl<'m> Run<'m> {
                 let range = hva_range(*hva, *bytes);
                 let young = self.vm.memory.test_young(range);
                 assert_eq!(self.vm.memory.age(range), young);
-                assert!(!self.vm.memory.test_young(range), "just aged");
+                assert!(
+                    !self.row.ages() || !self.vm.memory.test_young(range),
+                    "just aged"
+                );
             }
             Step::Release => {
                 // All that it promises while the host goes on answering.
@@ -391,11 +218,7 @@ impl<'m> Run<'m> {
                 let over = |(_, range): &(Ticket, HvaRange)| range.contains(Hva::new(hva));
                 assert!(!self.open.iter().any(over), "a page under invalidation");
             }
-            // Whatever was in the way has been broken; a block is the most that can have been.
-            Outcome::Retry => {
-                let around = gpa / GIB;
-                self.expected.retain(|gpa, _| gpa / GIB != around);
-            }
+            Outcome::Retry => self.forget_around(gpa),
             Outcome::Denied { .. } => {
                 let page = self.vm.host.look(behind.unwrap());
                 let refused = match access {
@@ -418,10 +241,9 @@ impl<'m> Run<'m> {
         let done = self.vcpus[vcpu].prefault(&range).unwrap();
         assert!(done.bytes <= bytes && (done.bytes == bytes) == done.stopped.is_none());
         if done.stopped == Some(Outcome::Retry) {
-            let around = (gpa + done.bytes) / GIB;
-            self.expected.retain(|gpa, _| gpa / GIB != around);
+            self.forget_around(gpa + done.bytes);
         }
-        for at in (0..done.bytes).step_by(4096) {
+        for at in steps(done.bytes, self.row.page) {
             assert!(self.vm.sees(gpa + at).is_some());
             self.expected.entry(gpa + at).or_default();
         }
@@ -434,7 +256,7 @@ impl<'m> Run<'m> {
             return;
         }
         let range = match change {
-            Change::Exchange => big_device().vma.range,
+            Change::Exchange => self.scale.big_device().vma.range,
             // A block that the host changes as a whole is announced as a whole.
             Change::Migrate | Change::WriteProtect => range.hull(&around_blocks(host, range)),
             _ => range,
@@ -455,9 +277,13 @@ impl<'m> Run<'m> {
             Change::Exchange => {
                 let was = host.look(range.start().raw());
                 host.unmap(range);
-                let device = big_device();
+                let device = self.scale.big_device();
                 let is_device = was.is_some_and(|(hpa, _)| Some(hpa) == device.device);
-                host.map(if is_device { mappings()[5] } else { device });
+                host.map(if is_device {
+                    self.scale.mappings()[5]
+                } else {
+                    device
+                });
             }
         }
         drop(invalidation);
@@ -472,7 +298,7 @@ impl<'m> Run<'m> {
                 self.tlb.flush(work, |level| geometry.entry_bytes(level));
             }
         }
-        check_tables_are_flushed_before_they_are_freed(&events);
+        check_tables_are_flushed_before_they_are_freed(&self.row, &events);
         self.leaves = self.vm.leaves();
         self.tlb.held.extend(&self.leaves);
         self.check_reach();
@@ -510,15 +336,14 @@ fn around_blocks(host: &ScriptedHost, range: HvaRange) -> HvaRange {
 }
 
 /// Invariant 4: a table that was cut off is freed only after a flush of everything.
-fn check_tables_are_flushed_before_they_are_freed(events: &[Event]) {
+fn check_tables_are_flushed_before_they_are_freed<F: Format>(row: &Row<F>, events: &[Event]) {
     let mut waiting: HashMap<Hpa, bool> = HashMap::new();
     for event in events {
         match event {
-            // Tables lie where no frame of the host does, so the address says what it is.
-            Event::Written { old, new, .. }
-                if old != new && !Arm64::is_empty(Level::PAGE, *old) =>
-            {
-                waiting.insert(Arm64::address(&MODERN, Level::PAGE, *old), false);
+            Event::Written { old, new, .. } if old != new => {
+                for raw in entries_in::<F>(*old) {
+                    waiting.extend(tables_in(row, raw).map(|table| (table, false)));
+                }
             }
             Event::Flushed(work) if !work.only_leaves() => {
                 for flushed in waiting.values_mut() {
@@ -537,58 +362,78 @@ fn check_tables_are_flushed_before_they_are_freed(events: &[Event]) {
     }
 }
 
-impl Asked {
-    fn region(&self) -> Region {
-        let mut asked = region(self.id, self.gpa, self.bytes, self.hva);
-        if self.read_only {
-            asked = asked.read_only();
-        }
-        if self.on_fault {
-            asked = asked.mapping(When::OnFault);
-        }
-        asked
-    }
+/// The tables that `raw` may point to, whichever level it stands at. Tables lie where no frame of
+/// the host does, so nothing else is taken for one.
+fn tables_in<F: Format>(row: &Row<F>, raw: u64) -> impl Iterator<Item = Hpa> {
+    let levels = row.geometry.levels_down();
+    levels
+        .filter(move |level| F::is_table(*level, raw))
+        .map(move |level| F::address(&row.features, level, raw))
 }
 
-/// Fewer cases than usual, as each is long; more on demand.
-fn cases() -> ProptestConfig {
-    let mut config = ProptestConfig::default();
-    if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 96;
-    }
-    config
+/// The entries in eight bytes of memory: one, or two of four bytes.
+fn entries_in<F: Format>(memory: u64) -> Vec<u64> {
+    let bytes = memory.to_ne_bytes();
+    let size = usize::try_from(F::ENTRY_BYTES).expect("a few bytes");
+    let number = |entry: &[u8]| {
+        let fold = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+        match F::BYTE_ORDER {
+            ByteOrder::Big => entry.iter().fold(0, fold),
+            ByteOrder::Little => entry.iter().rev().fold(0, fold),
+        }
+    };
+    bytes.chunks(size).map(number).collect()
 }
 
-proptest! {
-    #![proptest_config(cases())]
+/// Few cases, as each is long and there are many formats; more on demand.
+fn runner() -> TestRunner {
+    let asked = ProptestConfig::default();
+    let cases = match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => asked.cases,
+        None => 2,
+    };
+    TestRunner::new(ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..asked
+    })
+}
 
-    #[test]
-    fn the_invariants_hold_after_every_step(
-        first in prop::collection::vec(asked(), 2..4),
-        steps in prop::collection::vec(step(), 1..60),
-        stripes in select(vec![1, 4, 64]),
-        address_bits in select(vec![40, 48]),
-    ) {
-        let config = Config::new().write_check(WriteCheck::Lenient);
-        let config = config.stripes(stripes).address_bits(address_bits);
-        let vm = Vm::with(config, MODERN, &mappings());
-        let mut run = Run::new(&vm);
-        for asked in first {
-            run.step(&Step::Replace(asked));
-            run.check();
-        }
-        for step in &steps {
-            run.step(step);
-            run.check();
-        }
-        while !run.open.is_empty() {
-            run.close();
-        }
-        for slot in run.slots() {
-            vm.memory.remove(slot.id()).unwrap();
-        }
-        drop(run);
-        prop_assert_eq!(vm.memory.stats().tables, 1, "only the root is left");
-        vm.end();
+fn the_invariants_hold_after_every_step<F: Format>(row: Row<F>) {
+    let scale = Scale::of(&row);
+    let first = prop::collection::vec(asked(scale), 2..4);
+    let steps = prop::collection::vec(step(scale), 1..60);
+    let stripes = select(vec![1, 4, 64]);
+    let result = runner().run(&(first, steps, stripes), |(first, steps, stripes)| {
+        check_steps(&row, &first, &steps, stripes);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn check_steps<F: Format>(row: &Row<F>, first: &[Asked], steps: &[Step], stripes: usize) {
+    let config = row.config().write_check(WriteCheck::Lenient);
+    let vm = row.vm_with(config.stripes(stripes), &Scale::of(row).mappings());
+    let mut run = Run::new(*row, &vm);
+    for asked in first {
+        run.step(&Step::Replace(*asked));
+        run.check();
     }
+    for step in steps {
+        run.step(step);
+        run.check();
+    }
+    while !run.open.is_empty() {
+        run.close();
+    }
+    for slot in run.slots() {
+        vm.memory.remove(slot.id()).unwrap();
+    }
+    drop(run);
+    assert_eq!(vm.memory.stats().tables, 1, "only the root is left");
+    vm.end();
+}
+
+crate::rows::for_every_format! {
+    the_invariants_hold_after_every_step,
 }

@@ -1,50 +1,48 @@
 //! A table walker of its own: what the hardware would find, from the writes to memory alone.
 //!
-//! It takes the platform's journal and the root registers, follows the manual (Arm DDI 0487,
-//! D8.2 for the walk, D8.3 for the descriptors) and shares no code with the library.
+//! It takes the platform's journal, from the first allocation on, which is the root's. Entries it
+//! has decoded by the format; all else, it does by itself.
 
-use slat::table::format::arm64::Arm64Root;
+use slat::table::address::{Gpa, Hpa};
+use slat::table::attributes::Attributes;
+use slat::table::format::{ByteOrder, Entry, Format};
 use slat::table::simulated::Event;
+
+use crate::rows::Row;
 
 const WORDS: usize = 512;
 const MEMORY_START: u64 = 0x8000_0000;
-const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-/// The contiguous hint: a permission to TLBs, which changes no translation.
-const CONTIGUOUS: u64 = 1 << 52;
-/// The manual's level of the pages.
-const LAST_LEVEL: u64 = 3;
 
 /// A translation that a walk found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) hpa: u64,
-    /// All of the descriptor that is neither address nor type nor hint.
-    pub(crate) attributes: u64,
+    /// That a leaf is one of a run is a permission to TLBs, which changes no translation.
+    pub(crate) attributes: Attributes,
 }
 
 impl Found {
-    /// `S2AP[1]`: whether the guest may write.
+    /// Whether the guest may write.
     pub(crate) fn writes(&self) -> bool {
-        self.attributes & 1 << 7 != 0
+        self.attributes.permissions.write
     }
 }
 
 /// Memory as the journal tells, and how to walk it.
 #[derive(Clone)]
-pub(crate) struct Walker {
+pub(crate) struct Walker<F: Format> {
+    row: Row<F>,
     pages: Vec<Option<Box<[u64; WORDS]>>>,
-    root: u64,
-    start_level: u64,
+    root: Option<Hpa>,
 }
 
-impl Walker {
-    /// Walks begin where `root` says. Nothing has been written yet.
-    pub(crate) fn new(root: Arm64Root) -> Self {
+impl<F: Format> Walker<F> {
+    /// Nothing has happened yet.
+    pub(crate) fn new(row: Row<F>) -> Self {
         Self {
+            row,
             pages: Vec::new(),
-            root: root.vttbr & ADDRESS,
-            // VTCR_EL2.SL0 for the 4 KiB granule: 0 starts at level 2, 2 at level 0.
-            start_level: 2 - (root.vtcr >> 6 & 0b11),
+            root: None,
         }
     }
 
@@ -64,56 +62,67 @@ impl Walker {
             .pages
             .get(offset / (8 * WORDS))
             .and_then(Option::as_ref);
-        page.map_or(0, |words| u64::from_le(words[offset / 8 % WORDS]))
+        let memory = page
+            .map_or(0, |words| words[offset / 8 % WORDS])
+            .to_ne_bytes();
+        let bytes = if F::ENTRY_BYTES == 4 {
+            let half = offset % 8;
+            &memory[half..half + 4]
+        } else {
+            &memory[..]
+        };
+        let fold = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+        match F::BYTE_ORDER {
+            ByteOrder::Big => bytes.iter().fold(0, fold),
+            ByteOrder::Little => bytes.iter().rev().fold(0, fold),
+        }
     }
 
-    /// Takes in what happened. Returns whether memory changed.
-    pub(crate) fn see(&mut self, event: &Event) -> bool {
+    /// Takes in what happened. Returns where memory changed.
+    pub(crate) fn see(&mut self, event: &Event) -> Option<u64> {
         match event {
             Event::Written { entry, old, new } => {
                 let word = self.word(entry.raw());
                 assert_eq!(*word, *old, "the journal misses a write to {entry}");
                 *word = *new;
-                true
+                Some(entry.raw())
             }
             Event::Allocated { table, bytes } => {
+                self.root.get_or_insert(*table);
                 for entry in (table.raw()..table.raw() + u64::from(*bytes)).step_by(8) {
                     *self.word(entry) = 0;
                 }
-                true
+                None
             }
-            _ => false,
+            _ => None,
         }
     }
 
-    /// What a CPU with nothing in its TLBs finds at `gpa`.
-    pub(crate) fn walk(&self, gpa: u64) -> Option<Found> {
-        let mut table = self.root;
-        let mut level = self.start_level;
-        loop {
-            let shift = 39 - 9 * level;
-            // Root tables may lie side by side, so there the index may have more bits.
-            let mask = if level == self.start_level {
-                u64::MAX
-            } else {
-                0x1ff
-            };
-            let descriptor = self.load(table + (gpa >> shift & mask) * 8);
-            match (level, descriptor & 0b11) {
-                (LAST_LEVEL, 0b11) | (1 | 2, 0b01) => {
-                    let offset = gpa & ((1 << shift) - 1);
-                    return Some(Found {
-                        hpa: (descriptor & ADDRESS) + offset,
-                        attributes: descriptor & !ADDRESS & !CONTIGUOUS & !0b11,
-                    });
+    /// What a CPU with nothing in its TLBs finds at `gpa`; calls `reads` with where it looks, in
+    /// units of eight bytes.
+    pub(crate) fn walk(&self, gpa: u64, mut reads: impl FnMut(u64)) -> Option<Found> {
+        let geometry = &self.row.geometry;
+        let mut table = self.root.expect("a root").raw();
+        for level in geometry.levels_down() {
+            let entry = table + geometry.index(level, Gpa::new(gpa)) * F::ENTRY_BYTES;
+            reads(entry & !7);
+            match F::decode(&self.row.features, level, self.load(entry)) {
+                Entry::Empty => return None,
+                Entry::Table(below) => table = below.raw(),
+                Entry::Leaf { hpa, attributes } => {
+                    let alone = geometry.entry_bytes(level);
+                    let run = geometry.run_bytes(level);
+                    let bytes = run.filter(|_| attributes.contiguous).unwrap_or(alone);
+                    let attributes = Attributes {
+                        contiguous: false,
+                        ..attributes
+                    };
+                    let hpa = hpa.raw() + gpa % bytes;
+                    return Some(Found { hpa, attributes });
                 }
-                (0..LAST_LEVEL, 0b11) => table = descriptor & ADDRESS,
-                (_, invalid) => {
-                    assert_eq!(invalid & 1, 0, "a reserved descriptor {descriptor:#x}");
-                    return None;
-                }
+                Entry::Foreign(raw) => panic!("{raw:#x} at {entry:#x} is no entry of the format"),
             }
-            level += 1;
         }
+        None
     }
 }
