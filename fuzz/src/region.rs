@@ -78,10 +78,8 @@ pub fn run(input: &Input) {
             assert_eq!(slot.range().start(), Gpa::new(gpa));
             assert_eq!(slot.range().bytes(), bytes);
             assert_eq!(slot.hva(), Hva::new(hva));
-            let behind = slot
-                .hva_range()
-                .map(|range| (range.start().raw(), range.bytes()));
-            assert_eq!(behind, Some((hva, bytes)));
+            let behind = slot.hva_range();
+            assert_eq!((behind.start().raw(), behind.bytes()), (hva, bytes));
         }
         Err(error) => assert!(!error.to_string().is_empty() && error.errno().number() != 0),
     }

@@ -1,5 +1,5 @@
 //! Stripes of a table, held, and what may be done under them: descend, change leaves, and install
-//! them ([`crate::install`]).
+//! them (`install.rs`).
 
 use core::fmt;
 

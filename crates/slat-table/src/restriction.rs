@@ -1,4 +1,4 @@
-//! Taking translations away: unmap, and tidying up of tables. Splitting is in [`crate::split`].
+//! Taking translations away: unmap, and tidying up of tables. Splitting is in `split.rs`.
 //!
 //! A [`Restriction`] is a removal in progress over a range. While it lives, the stripes that the
 //! range touches are marked, and nobody installs anything under them. Its operations return
