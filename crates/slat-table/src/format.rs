@@ -208,7 +208,24 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
     }
 
     /// What `raw`, found at `level`, means.
-    fn decode(features: &Self::Features, level: Level, raw: u64) -> Entry;
+    #[inline]
+    fn decode(features: &Self::Features, level: Level, raw: u64) -> Entry {
+        if Self::is_empty(level, raw) {
+            return Entry::Empty;
+        }
+        if Self::is_table(level, raw) {
+            return Entry::Table(Self::address(features, level, raw));
+        }
+        match Self::decode_leaf(features, level, raw) {
+            Some((hpa, attributes)) => Entry::Leaf { hpa, attributes },
+            None => Entry::Foreign(raw),
+        }
+    }
+
+    /// What `raw`, found at `level` and neither empty nor a table pointer, maps: the first host
+    /// physical address of the page, block or run, and the rest. `None` if no encoder of this
+    /// format makes it.
+    fn decode_leaf(features: &Self::Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)>;
 
     /// Whether `raw`, found at `level`, maps nothing.
     fn is_empty(level: Level, raw: u64) -> bool;

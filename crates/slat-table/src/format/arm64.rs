@@ -27,7 +27,7 @@ pub use granule::{Granule, Granule4K, Granule4KLpa2, Granule16K, Granule16KLpa2,
 pub use registers::Arm64Root;
 
 use self::descriptor::{TABLE_OR_PAGE, VALID};
-use super::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, MemoryType};
 use crate::geometry::{Geometry, Level};
@@ -116,17 +116,8 @@ impl<G: Granule> Format for StageTwo<G> {
     }
 
     #[inline]
-    fn decode(features: &Arm64Features, level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        if Self::is_table(level, raw) {
-            return Entry::Table(Self::address(features, level, raw));
-        }
-        match descriptor::decode_leaf::<G>(*features, level, raw) {
-            Some((hpa, attributes)) => Entry::Leaf { hpa, attributes },
-            None => Entry::Foreign(raw),
-        }
+    fn decode_leaf(features: &Arm64Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
+        descriptor::decode_leaf::<G>(*features, level, raw)
     }
 
     #[inline]

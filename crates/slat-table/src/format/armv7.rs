@@ -27,7 +27,7 @@
 
 pub mod maintenance;
 
-use super::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
 use crate::geometry::{Geometry, Level, LevelShape};
@@ -210,20 +210,9 @@ impl Format for Armv7 {
     }
 
     #[inline]
-    fn decode(features: &Armv7Features, level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        if Self::is_table(level, raw) {
-            return Entry::Table(Self::address(features, level, raw));
-        }
-        match decode_leaf(level, raw) {
-            Some(attributes) => Entry::Leaf {
-                hpa: Self::address(features, level, raw),
-                attributes,
-            },
-            None => Entry::Foreign(raw),
-        }
+    fn decode_leaf(features: &Armv7Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
+        let attributes = decode_attributes(level, raw)?;
+        Some((Self::address(features, level, raw), attributes))
     }
 
     #[inline]
@@ -305,7 +294,7 @@ fn permission_bits(attributes: Attributes) -> Result<u64, EncodeError> {
 
 /// What a valid descriptor that is no table pointer says beside its address; `None` if no leaf of
 /// ours says it.
-fn decode_leaf(level: Level, raw: u64) -> Option<Attributes> {
+fn decode_attributes(level: Level, raw: u64) -> Option<Attributes> {
     let is_page = raw & TABLE_OR_PAGE != 0;
     let shaped = is_page == (level == Level::PAGE)
         && level <= LARGEST_BLOCK

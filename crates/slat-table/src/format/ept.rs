@@ -9,7 +9,7 @@
 
 pub mod maintenance;
 
-use super::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
 use crate::geometry::{Geometry, Level, LevelShape};
@@ -263,17 +263,8 @@ impl Format for Ept {
     }
 
     #[inline]
-    fn decode(features: &EptFeatures, level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        if Self::is_table(level, raw) {
-            return Entry::Table(Self::address(features, level, raw));
-        }
-        match decode_leaf(*features, level, raw) {
-            Some((hpa, attributes)) => Entry::Leaf { hpa, attributes },
-            None => Entry::Foreign(raw),
-        }
+    fn decode_leaf(features: &EptFeatures, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
+        decode_leaf(*features, level, raw)
     }
 
     #[inline]

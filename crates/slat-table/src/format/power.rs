@@ -14,7 +14,7 @@ pub mod maintenance;
 use core::fmt::Debug;
 use core::marker::PhantomData;
 
-use super::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
 use crate::geometry::{Geometry, Level, LevelShape};
@@ -251,22 +251,14 @@ impl<P: PageSize> Format for Power<P> {
     }
 
     #[inline]
-    fn decode(features: &PowerFeatures, level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        if Self::is_table(level, raw) {
-            return Entry::Table(Self::address(features, level, raw));
-        }
+    fn decode_leaf(features: &PowerFeatures, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
         let hpa = Self::address(features, level, raw);
         let shaped = raw & (LEAF | !(LEAF_BITS | REAL_PAGE)) == LEAF
             && level <= LARGEST_BLOCK
             && hpa.is_aligned(Self::leaf_step(level))
             && hpa.raw() >> features.address_bits() == 0;
-        match decode_attributes(raw) {
-            Some(attributes) if shaped => Entry::Leaf { hpa, attributes },
-            _ => Entry::Foreign(raw),
-        }
+        let attributes = decode_attributes(raw).filter(|_| shaped)?;
+        Some((hpa, attributes))
     }
 
     #[inline]

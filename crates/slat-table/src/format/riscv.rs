@@ -13,7 +13,7 @@ mod flags;
 pub mod maintenance;
 pub mod sv32x4;
 
-use super::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, MemoryType};
 use crate::geometry::{Geometry, Level, LevelShape};
@@ -251,17 +251,8 @@ impl Format for RiscV {
     }
 
     #[inline]
-    fn decode(features: &RiscVFeatures, level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        if Self::is_table(level, raw) {
-            return Entry::Table(Self::address(features, level, raw));
-        }
-        match decode_leaf(*features, level, raw) {
-            Some((hpa, attributes)) => Entry::Leaf { hpa, attributes },
-            None => Entry::Foreign(raw),
-        }
+    fn decode_leaf(features: &RiscVFeatures, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
+        decode_leaf(*features, level, raw)
     }
 
     #[inline]

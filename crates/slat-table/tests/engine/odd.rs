@@ -5,7 +5,7 @@
 
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
-use slat_table::format::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use slat_table::format::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use slat_table::geometry::{Geometry, Level, LevelShape};
 
 /// See the module.
@@ -170,17 +170,8 @@ impl Format for Odd {
         }
     }
 
-    fn decode(features: &(), level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        let hpa = Self::address(features, level, raw);
-        if Self::is_table(level, raw) {
-            return Entry::Table(hpa);
-        }
-        let Some(&memory) = MEMORY.get(field(raw, MEMORY_SHIFT, 7)) else {
-            return Entry::Foreign(raw);
-        };
+    fn decode_leaf(features: &(), level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
+        let memory = *MEMORY.get(field(raw, MEMORY_SHIFT, 7))?;
         let contiguous = raw & CONTIGUOUS != 0;
         let repeated = contiguous && Self::run_step(level) == 0;
         let aligned = Hpa::new(raw & ADDRESS).is_aligned(if repeated {
@@ -190,7 +181,7 @@ impl Format for Odd {
         });
         let no_run = contiguous && run_bits(level) == 0;
         if raw & TABLE != 0 || raw >> 49 != 0 || !aligned || no_run {
-            return Entry::Foreign(raw);
+            return None;
         }
         let permissions = Permissions {
             read: raw & READ != 0,
@@ -205,7 +196,7 @@ impl Format for Odd {
             software: u8::try_from(field(raw, SOFTWARE_SHIFT, 7)).expect("three bits"),
             contiguous,
         };
-        Entry::Leaf { hpa, attributes }
+        Some((Self::address(features, level, raw), attributes))
     }
 
     fn is_empty(_: Level, raw: u64) -> bool {

@@ -5,7 +5,7 @@
 
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
-use slat_table::format::{ByteOrder, EncodeError, Entry, FlushKind, Format, GeometryError, Rules};
+use slat_table::format::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use slat_table::geometry::{Geometry, Level, LevelShape};
 
 /// Width of a guest physical address.
@@ -132,14 +132,8 @@ impl Format for Tiny {
         0x1000 << level.index()
     }
 
-    fn decode(features: &TinyFeatures, level: Level, raw: u64) -> Entry {
+    fn decode_leaf(features: &TinyFeatures, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
         let hpa = Self::address(features, level, raw);
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
-        if Self::is_table(level, raw) {
-            return Entry::Table(hpa);
-        }
         let has = |bit: u64| raw & bit != 0;
         let permissions = Permissions {
             read: has(READ),
@@ -160,7 +154,7 @@ impl Format for Tiny {
             dirty: has(DIRTY),
             ..Attributes::new(permissions, memory)
         };
-        Entry::Leaf { hpa, attributes }
+        Some((hpa, attributes))
     }
 
     fn is_empty(_: Level, raw: u64) -> bool {

@@ -8,7 +8,7 @@
 use super::{Hardware, flags};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, MemoryType};
-use crate::format::{ByteOrder, EncodeError, Entry, Format, GeometryError, Rules};
+use crate::format::{ByteOrder, EncodeError, Format, GeometryError, Rules};
 use crate::geometry::{Geometry, Level, LevelShape};
 use flags::VALID;
 
@@ -146,22 +146,13 @@ impl Format for Sv32x4 {
     }
 
     #[inline]
-    fn decode(features: &Sv32x4Features, level: Level, raw: u64) -> Entry {
-        if Self::is_empty(level, raw) {
-            return Entry::Empty;
-        }
+    fn decode_leaf(features: &Sv32x4Features, level: Level, raw: u64) -> Option<(Hpa, Attributes)> {
         let hpa = Self::address(features, level, raw);
-        if Self::is_table(level, raw) {
-            return Entry::Table(hpa);
-        }
         let known = raw & !(flags::ALL | PAGE_NUMBER) == 0;
         if !known || level > LARGEST_LEAF || !hpa.is_aligned(leaf_bytes(level)) {
-            return Entry::Foreign(raw);
+            return None;
         }
-        match flags::decode(features.svadu, raw) {
-            Some(attributes) => Entry::Leaf { hpa, attributes },
-            None => Entry::Foreign(raw),
-        }
+        Some((hpa, flags::decode(features.svadu, raw)?))
     }
 
     #[inline]
