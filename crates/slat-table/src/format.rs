@@ -177,7 +177,15 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
     /// [`GeometryError`] if the hardware cannot do that many or that few.
     fn geometry(features: &Self::Features, address_bits: u8) -> Result<Geometry, GeometryError>;
 
-    /// What the root pointer holds, for a root table at `table` and the VM named `vmid`.
+    /// By how many bits of a VM's number the hardware at hand tells translations apart. 16 where it
+    /// does so by other means.
+    fn vmid_bits(features: &Self::Features) -> u8 {
+        let _ = features;
+        16
+    }
+
+    /// What the root pointer holds, for a root table at `table` and the VM named `vmid`, which has
+    /// no more than [`vmid_bits`](Self::vmid_bits).
     fn root(features: &Self::Features, geometry: &Geometry, table: Hpa, vmid: u16) -> Self::Root;
 
     /// The entry that maps nothing. Need not be zero (s390, EPT with suppressed #VE).

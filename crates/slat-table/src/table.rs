@@ -58,6 +58,17 @@ pub enum NewTableError {
     OutOfTables(#[from] OutOfTables),
 }
 
+/// A number that the hardware cannot tell from another VM's: both would use each other's
+/// translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("VM number {vmid:#x}: the hardware tells VMs apart by {bits} bits")]
+pub struct VmidError {
+    /// The number.
+    pub vmid: u16,
+    /// Bits that count.
+    pub bits: u8,
+}
+
 /// Second-level page tables of one VM.
 pub struct PageTable<F: Format, P: Platform> {
     platform: P,
@@ -109,8 +120,16 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 
     /// What the root pointer must hold for the VM named `vmid`.
-    pub fn root(&self, vmid: u16) -> F::Root {
-        F::root(&self.features, &self.geometry, self.root, vmid)
+    ///
+    /// # Errors
+    ///
+    /// [`VmidError`], if the hardware would take it for another VM's.
+    pub fn root(&self, vmid: u16) -> Result<F::Root, VmidError> {
+        let bits = F::vmid_bits(&self.features);
+        if u32::from(vmid) >> bits != 0 {
+            return Err(VmidError { vmid, bits });
+        }
+        Ok(F::root(&self.features, &self.geometry, self.root, vmid))
     }
 
     /// The tree's shape.

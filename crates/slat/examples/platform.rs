@@ -72,7 +72,7 @@ fn main() {
     };
     let machine = Machine(Mutex::default());
     let table = PageTable::<Arm64, _>::new(machine, features, TableOptions::default()).unwrap();
-    println!("the root registers hold {:x?}", table.root(1));
+    println!("the root registers hold {:x?}", table.root(1).unwrap());
 
     let range = GpaRange::new(Gpa::new(0x4000_0000), 0x1000).unwrap();
     let attributes = Attributes::new(Permissions::ALL, MemoryType::WriteBack);

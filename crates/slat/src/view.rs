@@ -9,14 +9,18 @@ use slat_table::address::GpaRange;
 use slat_table::format::{Format, Rules};
 use slat_table::geometry::{Geometry, Level, MAX_LEVELS};
 use slat_table::platform::Platform;
-use slat_table::table::PageTable;
+use slat_table::table::{PageTable, VmidError};
 
 /// A look at the tables of a VM.
 pub struct TableView<'m, F: Format, P: Platform>(pub(crate) &'m PageTable<F, P>);
 
 impl<'m, F: Format, P: Platform> TableView<'m, F, P> {
     /// What the root pointer must hold for the VM named `vmid`.
-    pub fn root(&self, vmid: u16) -> F::Root {
+    ///
+    /// # Errors
+    ///
+    /// [`VmidError`], if the hardware would take it for another VM's.
+    pub fn root(&self, vmid: u16) -> Result<F::Root, VmidError> {
         self.0.root(vmid)
     }
 

@@ -17,7 +17,7 @@ use slat::table::address::{Gpa, GpaRange, Hpa, HpaRange, Hva, HvaRange, RangeErr
 use slat::table::attributes::{Access, MemoryType};
 use slat::table::format::arm64::{Arm64, Arm64Features, Arm64Root};
 use slat::table::lock::SpinLocks;
-use slat::table::table::NewTableError;
+use slat::table::table::{NewTableError, VmidError};
 use slat::transaction::TransactionError;
 use slat::vcpu::FaultError;
 use slat_hypervisor::machine::{Device, Machine};
@@ -74,6 +74,9 @@ pub(super) enum GuestError {
     /// The tables.
     #[error("stage-2 tables: {0}")]
     Table(#[from] NewTableError),
+    /// The VM's number.
+    #[error(transparent)]
+    Vmid(#[from] VmidError),
     /// An address of the machine that is no range of pages.
     #[error("a region of the machine: {0}")]
     Range(#[from] RangeError),
@@ -121,8 +124,12 @@ impl Guest {
     }
 
     /// What `VTCR_EL2` and `VTTBR_EL2` must hold.
-    pub(super) fn root(&self) -> Arm64Root {
-        self.memory.table().root(VMID)
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::Vmid`].
+    pub(super) fn root(&self) -> Result<Arm64Root, GuestError> {
+        Ok(self.memory.table().root(VMID)?)
     }
 
     /// Maps the host memory that the guest's RAM at `ram` will be backed by. It has no frames yet.

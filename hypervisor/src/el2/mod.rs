@@ -154,8 +154,11 @@ fn make_guest(
 ) -> (Guest, Loaded) {
     let mut guest =
         Guest::new(host, features).unwrap_or_else(|error| refuse(format_args!("{error}")));
+    let root = guest
+        .root()
+        .unwrap_or_else(|error| refuse(format_args!("{error}")));
     // SAFETY: the tree is empty, and slat lets nothing into it that is not the guest's.
-    unsafe { vcpu::prepare(features, guest.root(), options.churn.is_some()) };
+    unsafe { vcpu::prepare(features, root, options.churn.is_some()) };
     let loaded = loader::load(&guest, machine, tree, ram)
         .unwrap_or_else(|error| refuse(format_args!("{error}")));
     guest

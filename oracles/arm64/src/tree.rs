@@ -30,7 +30,7 @@ pub(crate) fn make(options: &TreeOptions) -> Result<(Tree, Arm64Root), Refused> 
         omission: options.omission,
     };
     let tree = Tree::new(Arm64Features::NONE, options, memory, maintenance)?;
-    let root = tree.root();
+    let root = tree.root()?;
     debug_assert_eq!(root.vttbr >> 48, u64::from(VMID));
     Ok((tree, root))
 }

@@ -33,7 +33,7 @@ pub(crate) fn make(options: &TreeOptions) -> Result<(Tree, u64), Refused> {
         omission: options.omission,
     };
     let tree = Tree::new(FEATURES, options, memory, fences)?;
-    let hgatp = tree.root();
+    let hgatp = tree.root()?;
     Ok((tree, hgatp))
 }
 

@@ -73,8 +73,13 @@ impl<F: Format, T: Tlb + 'static> Tree<F, T> {
     }
 
     /// What points the hardware to the tree.
-    pub fn root(&self) -> F::Root {
-        self.table.root(VMID)
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] if the hardware has no such VM.
+    pub fn root(&self) -> Result<F::Root, Refused> {
+        let root = self.table.root(VMID);
+        root.map_err(|_| Refused("no VM has this number"))
     }
 
     /// Maps a range.

@@ -348,7 +348,7 @@ fn ask<G: Granule>(
     let attributes = attributes::drawn(random);
     let code_gpa = placement::draw(&mut sheet, &ground, &attributes, random)?;
     sheet.write(asking.script(), code_gpa, drawing.flip)?;
-    let root = sheet.table().root(VMID);
+    let root = sheet.table().root(VMID)?;
     let regime = Regime {
         registers: [root.vttbr, root.vtcr, hcr(features), 0],
         code_gpa,

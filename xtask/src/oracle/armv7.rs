@@ -183,7 +183,7 @@ fn ask(
     let attributes = attributes::drawn(random);
     let code_gpa = placement::draw(&mut sheet, &ground, &attributes, random)?;
     sheet.write(asking.script(), code_gpa, drawing.flip)?;
-    let root = sheet.table().root(VMID);
+    let root = sheet.table().root(VMID)?;
     let second_stage = 1;
     let regime = Regime {
         registers: [root.vttbr, root.vtcr.into(), second_stage, 0],

@@ -359,7 +359,7 @@ impl Kind {
         let code_gpa = placement::draw(&mut sheet, &ground, &attributes, random)?;
         sheet.write(asking.script(), code_gpa, drawing.flip)?;
         let regime = Regime {
-            registers: [sheet.table().root(VMID), 0, 0, 0],
+            registers: [sheet.table().root(VMID)?, 0, 0, 0],
             code_gpa,
             code_hpa: CODE,
         };

@@ -123,7 +123,7 @@ fn survey<S: Subject>(
     sheet.write(asking.script(), code_gpa, flip)?;
     let levels = sheet.table().geometry().levels_down().count();
     let regime = Regime {
-        registers: S::registers(sheet.table().root(VMID), u8::try_from(levels)?, asking),
+        registers: S::registers(sheet.table().root(VMID)?, u8::try_from(levels)?, asking),
         code_gpa,
         code_hpa: S::GROUND.code_hpa,
     };

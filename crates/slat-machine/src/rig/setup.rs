@@ -221,7 +221,11 @@ fn page_bytes<F: Format>(features: &F::Features, address_bits: u8) -> u64 {
 
 fn enter<F: Modelled>(plan: &Plan, machine: &Machine, memory: &Memory<F>) -> Result<(), RigError> {
     let table = memory.table();
-    let registers = F::registers(table.features(), table.root(VM), VM);
+    let root = table.root(VM).map_err(|error| RigError::Registers {
+        cpu: 0,
+        reason: error.to_string(),
+    })?;
+    let registers = F::registers(table.features(), root, VM);
     for cpu in 0..plan.guest_cpus + plan.host_cpus {
         machine
             .enter(cpu, VM, registers.clone())

@@ -86,6 +86,10 @@ impl<G: Granule> Format for StageTwo<G> {
             })
     }
 
+    fn vmid_bits(features: &Arm64Features) -> u8 {
+        if features.vmid16 { 16 } else { 8 }
+    }
+
     fn root(features: &Arm64Features, geometry: &Geometry, table: Hpa, vmid: u16) -> Arm64Root {
         registers::root::<G>(*features, geometry, table, vmid)
     }

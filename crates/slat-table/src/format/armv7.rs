@@ -138,6 +138,10 @@ impl Format for Armv7 {
         Geometry::new(&shapes[..=usize::from(root)], bits).ok_or(error)
     }
 
+    fn vmid_bits(_: &Armv7Features) -> u8 {
+        8
+    }
+
     fn root(_: &Armv7Features, geometry: &Geometry, table: Hpa, vmid: u16) -> Armv7Root {
         const RES1: u32 = 1 << 31;
         const WRITE_BACK_WRITE_ALLOCATE: u32 = 0b01;

@@ -198,6 +198,11 @@ impl<P: PageSize> Format for Power<P> {
         Geometry::new(&shapes, bits).ok_or(error)
     }
 
+    fn vmid_bits(_: &PowerFeatures) -> u8 {
+        // LPIDR.
+        12
+    }
+
     fn root(_: &PowerFeatures, _: &Geometry, table: Hpa, vmid: u16) -> PowerRoot {
         const HOST_RADIX: u64 = 1 << 63;
         /// The tree's size, in two pieces.

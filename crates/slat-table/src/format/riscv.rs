@@ -192,6 +192,11 @@ impl Format for RiscV {
         Geometry::new(shapes, bits).ok_or(error)
     }
 
+    fn vmid_bits(_: &RiscVFeatures) -> u8 {
+        // A hart may have fewer (VMIDLEN), and then keeps the lower ones: the embedder asks it.
+        14
+    }
+
     fn root(_: &RiscVFeatures, geometry: &Geometry, table: Hpa, vmid: u16) -> u64 {
         /// Bits 57:44; a hart may have fewer, and then keeps the lower ones.
         const VMID_MASK: u16 = 0x3fff;

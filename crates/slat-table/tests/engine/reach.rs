@@ -1,16 +1,20 @@
-//! Table memory that the format cannot point to: refused, never pointed to by a part of its
-//! address.
+//! Table memory that the format cannot point to, and numbers of VMs that it cannot hold: refused,
+//! never cut.
 
 use std::sync::Mutex;
 
 use slat_table::address::{GpaRange, Hpa};
 use slat_table::format::Format;
+use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::format::armv7::{Armv7, Armv7Features};
+use slat_table::format::ept::{Ept, EptFeatures};
 use slat_table::format::npt::{Npt, NptFeatures};
+use slat_table::format::riscv::{RiscV, RiscVFeatures};
 use slat_table::lock::StdLocks;
 use slat_table::platform::{Platform, TableMemory, Tlb, TlbWork};
+use slat_table::simulated::SimulatedPlatform;
 use slat_table::sync::Ordering;
-use slat_table::table::{NewTableError, PageTable, TableOptions};
+use slat_table::table::{NewTableError, PageTable, TableOptions, VmidError};
 
 /// A machine with one piece of table memory, which is never written.
 struct Far {
@@ -74,4 +78,28 @@ fn a_table_beyond_what_a_pointer_holds_is_refused() {
 #[test]
 fn a_table_whose_address_has_the_encryption_bit_is_refused() {
     refuses::<Npt>(NptFeatures::ENCRYPTED, 1 << 47 | 0x8000_0000);
+}
+
+#[test]
+fn a_vm_number_that_the_hardware_would_cut_is_refused() {
+    fn widest<F: Format>(features: F::Features) -> u32 {
+        let table = PageTable::<F, _>::new(
+            SimulatedPlatform::<StdLocks>::new(),
+            features,
+            TableOptions::default(),
+        )
+        .unwrap();
+        let most = u16::MAX >> (16 - F::vmid_bits(&features));
+        assert!(table.root(most).is_ok());
+        if let Some(vmid) = most.checked_add(1) {
+            let bits = F::vmid_bits(&features);
+            assert_eq!(table.root(vmid), Err(VmidError { vmid, bits }));
+        }
+        most.into()
+    }
+    assert_eq!(widest::<Arm64>(Arm64Features::ALL), 0xffff);
+    assert_eq!(widest::<Arm64>(Arm64Features::NONE), 0xff);
+    assert_eq!(widest::<Armv7>(Armv7Features), 0xff);
+    assert_eq!(widest::<RiscV>(RiscVFeatures::ALL), 0x3fff);
+    assert_eq!(widest::<Ept>(EptFeatures::ALL), 0xffff);
 }

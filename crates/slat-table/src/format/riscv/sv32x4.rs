@@ -97,6 +97,11 @@ impl Format for Sv32x4 {
         Geometry::new(&[pages, root], bits).ok_or(error)
     }
 
+    fn vmid_bits(_: &Sv32x4Features) -> u8 {
+        // As for the larger modes.
+        7
+    }
+
     fn root(_: &Sv32x4Features, _: &Geometry, table: Hpa, vmid: u16) -> u64 {
         const SV32X4: u64 = 1 << 31;
         /// Bits 28:22; a hart may have fewer, and then keeps the lower ones.
