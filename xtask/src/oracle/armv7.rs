@@ -78,12 +78,8 @@ impl Judge for Armv7Judge {
             .args(["-display", "none", "-monitor", "none", "-nic", "none"])
             .args(["-serial", "stdio", "-no-reboot"])
             .arg("-kernel")
-            .arg(files.payload)
-            .arg("-device")
-            .arg(format!(
-                "loader,addr={SCRIPT:#x},force-raw=on,file={}",
-                files.script.display()
-            ));
+            .arg(files.payload);
+        files.load_script(&mut command, SCRIPT);
         Ok(command)
     }
 

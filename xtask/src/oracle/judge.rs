@@ -91,6 +91,16 @@ pub(crate) struct Files<'a> {
     pub(crate) directory: &'a Path,
 }
 
+impl Files<'_> {
+    /// Has QEMU load the script at `address`, byte by byte as it is.
+    pub(super) fn load_script(&self, command: &mut Command, address: u64) {
+        command.arg("-device").arg(format!(
+            "loader,addr={address:#x},force-raw=on,file={}",
+            self.script.display()
+        ));
+    }
+}
+
 /// What to draw.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drawing {

@@ -62,12 +62,8 @@ impl Judge for PowerJudge {
             .args(["-device", "ipmi-bmc-sim,id=bmc"])
             .args(["-device", "isa-ipmi-bt,bmc=bmc,irq=10"])
             .arg("-bios")
-            .arg(firmware)
-            .arg("-device")
-            .arg(format!(
-                "loader,addr={SCRIPT:#x},force-raw=on,file={}",
-                files.script.display()
-            ));
+            .arg(firmware);
+        files.load_script(&mut command, SCRIPT);
         Ok(command)
     }
 

@@ -66,12 +66,8 @@ impl Judge for S390Judge {
             .args(["-chardev", "stdio,id=console"])
             .args(["-device", "sclpconsole,chardev=console"])
             .arg("-kernel")
-            .arg(files.payload)
-            .arg("-device")
-            .arg(format!(
-                "loader,addr={SCRIPT:#x},force-raw=on,file={}",
-                files.script.display()
-            ));
+            .arg(files.payload);
+        files.load_script(&mut command, SCRIPT);
         Ok(command)
     }
 
