@@ -142,7 +142,9 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         self.cover(range);
         let mut skipped = StripeSet::EMPTY;
         let mut wide: Option<GpaRange> = None;
-        let mut rest = self.table.within_address_width(range);
+        // Pages go whole, so nothing of one that the range touches is put back.
+        let whole = self.table.within_address_width(range);
+        let mut rest = whole;
         while let Some(todo) = rest {
             // Only what covers a span can cover a table.
             let span = self.table.span(todo.start());
@@ -165,7 +167,13 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                     let split = match &mut partial {
                         PartialBlock::Split(tables) => {
                             tables.fill().is_ok()
-                                && self.split_block(&place, &block, Some(range), tables, &mut owed)
+                                && self.split_block(
+                                    &place,
+                                    &block,
+                                    whole.as_ref(),
+                                    tables,
+                                    &mut owed,
+                                )
                         }
                         PartialBlock::Drop => false,
                     };
@@ -173,7 +181,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                         partial = PartialBlock::Drop;
                     }
                 }
-                Step::Break(run) => self.break_run(&run, Some(range), &mut owed),
+                Step::Break(run) => self.break_run(&run, whole.as_ref(), &mut owed),
             }
         }
         // P6 for what was skipped without holding its stripes.

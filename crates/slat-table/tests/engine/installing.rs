@@ -1,9 +1,8 @@
 //! Adding translations: tables, leaves, what makes an answer old (P3), what is in the way (P4).
 
-use slat_table::address::{GpaRange, PAGE_SIZE};
-use slat_table::attributes::{Attributes, Execute, Permissions};
+use slat_table::address::GpaRange;
+use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
 use slat_table::cache::TableCache;
-use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::format::{EncodeError, Format};
 use slat_table::geometry::Level;
 use slat_table::hold::{Installed, NoTableReady};
@@ -11,11 +10,8 @@ use slat_table::restriction::PartialBlock;
 use slat_table::simulated::Event;
 use slat_table::table::{LeavesError, NewTableError, PageTable, TableOptions};
 
-use crate::odd::Odd;
-use crate::setup::{
-    DEVICE, FEATURES, GIB, GIB1, HOST, MIB, MIB2, Machine, PAGE, RAM, ROM, gpa, hpa, install, look,
-    map, new_table, page, range, small_table, unmap,
-};
+use crate::operations::host_bits;
+use crate::setup::{Bench, DEVICE, Machine, PAGE, RAM, ROM, gpa, hpa, range};
 
 fn present(leaves: u64) -> Installed {
     Installed {
@@ -33,34 +29,35 @@ fn conflict(range: GpaRange) -> Installed {
 
 // Making tables.
 
-#[test]
-fn a_table_that_cannot_be_made_leaves_nothing_behind() {
+fn a_table_that_cannot_be_made_leaves_nothing_behind<F: Format>(features: F::Features, bits: u8) {
     let machine = Machine::new();
     let make = |address_bits, stripes| {
         let options = TableOptions {
             address_bits,
             stripes,
         };
-        PageTable::<Arm64, _>::new(machine.clone(), FEATURES, options).map(|_| ())
+        PageTable::<F, _>::new(machine.clone(), features, options).map(|_| ())
     };
-    assert!(matches!(make(31, 1), Err(NewTableError::Geometry(_))));
+    for impossible in [1, 64] {
+        let refused = make(impossible, 1);
+        assert!(matches!(refused, Err(NewTableError::Geometry(_))));
+    }
     for stripes in [0, 3, 128] {
-        assert_eq!(make(40, stripes), Err(NewTableError::Stripes(stripes)));
+        assert_eq!(make(bits, stripes), Err(NewTableError::Stripes(stripes)));
     }
     machine.fail_allocation(0);
-    assert!(matches!(make(40, 64), Err(NewTableError::OutOfTables(_))));
+    assert!(matches!(make(bits, 64), Err(NewTableError::OutOfTables(_))));
     assert_eq!(machine.live_tables(), 0);
-    assert_eq!(make(40, 64), Ok(()));
+    assert_eq!(make(bits, 64), Ok(()));
     assert_eq!(machine.live_tables(), 0);
 }
 
-#[test]
-fn dropping_a_table_flushes_before_it_frees() {
-    let (machine, table) = small_table();
-    map(&table, page(0), HOST, PAGE, RAM);
-    machine.record();
-    drop(table);
-    let events = machine.take_events();
+fn dropping_a_table_flushes_before_it_frees<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    bench.map(bench.page(0), bench.host, PAGE, RAM);
+    bench.record();
+    drop(bench.table);
+    let events = bench.machine.take_events();
     let flush = events
         .iter()
         .position(|event| matches!(event, Event::Flushed(_)))
@@ -70,114 +67,142 @@ fn dropping_a_table_flushes_before_it_frees() {
         .position(|event| matches!(event, Event::Freed { .. }))
         .unwrap();
     assert!(flush < freed);
-    assert_eq!(machine.live_tables(), 0);
+    assert_eq!(bench.machine.live_tables(), 0);
 }
 
-/// Local flushes for a new leaf, and for the same leaf again.
-fn local_flushes<F: Format>(features: F::Features, page: GpaRange) -> [u64; 2] {
-    let machine = Machine::new();
-    let table = PageTable::<F, _>::new(machine.clone(), features, TableOptions::default()).unwrap();
-    let mut cache = TableCache::new(&table);
-    cache.fill().unwrap();
-    let leaves = table.leaves(page, hpa(HOST), PAGE, RAM).unwrap();
-    [(); 2].map(|()| {
-        let before = machine.local_flushes();
-        let installed = table.hold(&page).install(&leaves, &mut cache).unwrap();
-        table.settle(&installed, page);
-        machine.local_flushes() - before
-    })
-}
-
-#[test]
-fn a_new_leaf_needs_a_local_flush_only_where_invalid_entries_are_cached() {
-    assert_eq!(local_flushes::<Arm64>(FEATURES, page(0)), [0, 1]);
-    assert_eq!(local_flushes::<Odd>((), range(0, 4 * PAGE_SIZE)), [1, 1]);
+fn a_new_leaf_needs_a_local_flush_only_where_invalid_entries_are_cached<F: Format>(
+    features: F::Features,
+    bits: u8,
+) {
+    let bench = Bench::<F>::new(features, bits);
+    let local_flushes = [(); 2].map(|()| {
+        let before = bench.machine.local_flushes();
+        bench.install(bench.page(0), bench.host, PAGE, RAM);
+        bench.machine.local_flushes() - before
+    });
+    // The same leaf again is a spurious fault: this CPU holds something old.
+    let new = u64::from(F::rules(&features).caches_invalid);
+    assert_eq!(local_flushes, [new, 1]);
 }
 
 // Leaves.
 
-#[test]
-fn leaves_must_be_a_run_of_entries_of_one_table() {
-    let (_machine, table) = small_table();
+fn leaves_must_be_a_run_of_entries_of_one_table<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let Bench {
+        end, page, span, ..
+    } = bench;
+    let geometry = *bench.table.geometry();
     let not_a_run = |range, level| {
         let error = LeavesError::NotARun { range, level };
-        assert_eq!(table.leaves(range, hpa(HOST), level, RAM), Err(error));
+        let leaves = bench.table.leaves(range, hpa(bench.host), level, RAM);
+        assert_eq!(leaves, Err(error));
     };
-    not_a_run(range(0x1000, 2 * MIB), MIB2);
-    not_a_run(range(0, 2 * MIB + 0x1000), MIB2);
-    not_a_run(range(2 * MIB - 0x1000, 0x2000), PAGE);
-    not_a_run(range((1 << 40) - 0x1000, 0x2000), PAGE);
-    not_a_run(range(1 << 40, 0x1000), PAGE);
-    not_a_run(range(0, GIB), Level::new(3));
-    not_a_run(range(0, GIB), Level::new(200));
+    for (level, bytes) in bench.blocks() {
+        not_a_run(range(page, bytes), level);
+        not_a_run(range(0, bytes + page), level);
+    }
+    not_a_run(range(span - page, 2 * page), PAGE);
+    not_a_run(range(end - page, 2 * page), PAGE);
+    not_a_run(range(end, page), PAGE);
+    not_a_run(range(0, bench.upper), geometry.root().up());
+    not_a_run(range(0, bench.upper), Level::new(200));
+    let ok = |range, to, level| {
+        let leaves = bench.table.leaves(range, hpa(to), level, RAM);
+        assert_eq!(leaves.map(|leaves| leaves.range()), Ok(range));
+    };
+    ok(range(end - page, page), bench.host, PAGE);
+    let next = Level::new(1);
+    let all = range(0, geometry.table_maps(next).min(end));
+    if geometry.shape(next).leaf {
+        ok(all, 0, next);
+    } else {
+        let error = EncodeError::NoLeaf(next).into();
+        let leaves = bench.table.leaves(all, hpa(0), next, RAM);
+        assert_eq!(leaves, Err(error));
+    }
+}
+
+fn every_leaf_of_a_run_must_have_a_host_address<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let (end, page) = (1u64 << host_bits::<F>(&features), bench.page);
+    let leaves = |pages: u64, to| {
+        let leaves = bench.table.leaves(bench.pages(pages), hpa(to), PAGE, RAM);
+        leaves.map(|_| ())
+    };
+    if F::leaf(&features, PAGE, hpa(end), RAM).is_ok() {
+        // Entries hold all 64 bits, and the next address is no number.
+        let last = 0u64.wrapping_sub(page);
+        assert_eq!(leaves(1, last), Ok(()));
+        assert!(matches!(leaves(2, last), Err(LeavesError::NotARun { .. })));
+        return;
+    }
+    assert_eq!(leaves(1, end - page), Ok(()));
+    let refused = leaves(2, end - page);
     assert!(
-        table
-            .leaves(range((1 << 40) - 0x1000, 0x1000), hpa(HOST), PAGE, RAM)
-            .is_ok()
-    );
-    assert!(table.leaves(range(0, 1 << 40), hpa(0), GIB1, RAM).is_ok());
-}
-
-#[test]
-fn every_leaf_of_a_run_must_have_a_host_address() {
-    let (_machine, table) = small_table();
-    let last = (1 << 48) - PAGE_SIZE;
-    assert!(table.leaves(page(0), hpa(last), PAGE, RAM).is_ok());
-    assert_eq!(
-        table.leaves(range(0, 2 * PAGE_SIZE), hpa(last), PAGE, RAM),
-        Err(EncodeError::AddressWidth {
-            hpa: hpa(1 << 48),
-            bits: 48
-        }
-        .into())
+        matches!(
+            refused,
+            Err(LeavesError::Encode(EncodeError::AddressWidth { hpa, .. })) if hpa.raw() == end
+        ),
+        "{refused:?}"
     );
 }
 
-#[test]
-fn installing_needs_tables_made_ready() {
-    let (_machine, table) = small_table();
-    let leaves = table.leaves(page(0), hpa(HOST), PAGE, RAM).unwrap();
-    let mut cache = TableCache::new(&table);
-    let installed = table.hold(&page(0)).install(&leaves, &mut cache);
-    assert_eq!(installed, Err(NoTableReady(MIB2)));
-    assert_eq!(table.translate(gpa(0)), None);
+fn installing_needs_tables_made_ready<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let table = &*bench.table;
+    let page = bench.page(0);
+    let leaves = table.leaves(page, hpa(bench.host), PAGE, RAM).unwrap();
+    let mut cache = TableCache::new(table);
+    let installed = table.hold(&page).install(&leaves, &mut cache);
+    let missing = table.geometry().root().down().unwrap();
+    assert_eq!(installed, Err(NoTableReady(missing)));
+    assert_eq!(bench.look(0), None);
     cache.fill().unwrap();
-    assert!(table.hold(&page(0)).install(&leaves, &mut cache).is_ok());
-    assert_eq!(look(&table, 0xfff), Some((HOST + 0xfff, PAGE)));
+    assert!(table.hold(&page).install(&leaves, &mut cache).is_ok());
+    assert_eq!(bench.look(0xfff), Some((bench.host + 0xfff, PAGE)));
 }
 
-#[test]
-fn tables_made_ready_for_another_tree_are_refused() {
-    let (machine, table) = small_table();
-    let other = new_table(&machine, 40, 64);
+fn tables_made_ready_for_another_tree_are_refused<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let options = TableOptions {
+        address_bits: bits,
+        ..TableOptions::default()
+    };
+    let other = PageTable::<F, _>::new(bench.machine.clone(), features, options).unwrap();
     let mut cache = TableCache::new(&other);
     cache.fill().unwrap();
-    let leaves = table.leaves(page(0), hpa(HOST), PAGE, RAM).unwrap();
-    let refused = table.hold(&page(0)).install(&leaves, &mut cache);
+    let page = bench.page(0);
+    let leaves = bench.table.leaves(page, hpa(bench.host), PAGE, RAM);
+    let refused = bench
+        .table
+        .hold(&page)
+        .install(&leaves.unwrap(), &mut cache);
     assert_eq!(refused, Err(NoTableReady(PAGE)));
-    assert_eq!(look(&table, 0), None);
+    assert_eq!(bench.look(0), None);
 }
 
-#[test]
-fn installing_outside_the_held_stripes_is_refused() {
-    let (_machine, table) = small_table();
-    let mut cache = TableCache::new(&table);
+fn installing_outside_the_held_stripes_is_refused<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let table = &*bench.table;
+    let mut cache = TableCache::new(table);
     cache.fill().unwrap();
-    let leaves = table.leaves(page(2 * MIB), hpa(HOST), PAGE, RAM).unwrap();
-    let mut hold = table.hold(&page(0));
+    let elsewhere = bench.page(bench.span);
+    let leaves = table.leaves(elsewhere, hpa(bench.host), PAGE, RAM).unwrap();
+    let mut hold = table.hold(&bench.page(0));
     assert!(!hold.covers(&leaves));
     assert!(hold.install(&leaves, &mut cache).is_err());
     drop(hold);
-    assert_eq!(table.translate(gpa(2 * MIB)), None);
+    assert_eq!(bench.look(bench.span), None);
 }
 
 // P3: the sequences.
 
-#[test]
-fn a_removal_in_progress_or_done_makes_a_snapshot_old() {
-    let (_machine, table) = small_table();
-    let here = page(0);
-    let elsewhere = page(2 * MIB);
+fn a_removal_in_progress_or_done_makes_a_snapshot_old<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let table = &*bench.table;
+    let here = bench.page(0);
+    let elsewhere = bench.page(bench.span);
     let (old, other) = (table.snapshot(&here), table.snapshot(&elsewhere));
     let restriction = table.restrict(&here);
     assert!(
@@ -206,38 +231,37 @@ fn a_removal_in_progress_or_done_makes_a_snapshot_old() {
 
 // P4: what is in the way.
 
-#[test]
-fn the_same_leaf_again_is_present() {
-    let (machine, table) = small_table();
-    map(&table, range(0, 4 * PAGE_SIZE), HOST, PAGE, RAM);
-    let before = machine.local_flushes();
+fn the_same_leaf_again_is_present<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let four = bench.pages(4);
+    bench.map(four, bench.host, PAGE, RAM);
+    let before = bench.machine.local_flushes();
+    assert_eq!(bench.install(four, bench.host, PAGE, RAM), present(4));
     assert_eq!(
-        install(&table, range(0, 4 * PAGE_SIZE), HOST, PAGE, RAM),
-        present(4)
-    );
-    assert_eq!(
-        machine.local_flushes(),
+        bench.machine.local_flushes(),
         before + 1,
         "a spurious fault flushes locally"
     );
     assert_eq!(
-        install(&table, page(0), HOST, PAGE, ROM),
+        bench.install(bench.page(0), bench.host, PAGE, bench.rom()),
         present(1),
         "less changes nothing"
     );
-    assert_eq!(table.translate(gpa(0)).unwrap().attributes, RAM);
+    assert_eq!(bench.said(0), RAM);
 }
 
-#[test]
-fn permissions_are_added_in_place() {
-    let (machine, table) = small_table();
-    let marked = Attributes {
-        software: 0b1010,
-        ..ROM
-    };
-    map(&table, page(0), HOST, PAGE, marked);
-    machine.record();
-    let installed = install(&table, page(0), HOST, PAGE, RAM);
+fn permissions_are_added_in_place<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    // As many software bits as there are.
+    let marked = [0b1010, 0b101, 0b10, 1, 0].map(|software| Attributes {
+        software,
+        ..bench.rom()
+    });
+    let marked = bench.first_of(&marked).unwrap();
+    let page = bench.page(0);
+    bench.map(page, bench.host, PAGE, marked);
+    bench.record();
+    let installed = bench.install(page, bench.host, PAGE, RAM);
     assert_eq!(
         installed,
         Installed {
@@ -245,32 +269,32 @@ fn permissions_are_added_in_place() {
             ..Installed::default()
         }
     );
-    let found = table.translate(gpa(0)).unwrap().attributes;
+    let permissions = Permissions::ALL;
     assert_eq!(
-        found,
+        bench.said(0),
         Attributes {
-            permissions: Permissions::ALL,
+            permissions,
             ..marked
         }
     );
-    let events = machine.take_events();
-    assert!(events.contains(&Event::FlushedLocally(page(0))));
+    let events = bench.machine.take_events();
+    assert!(events.contains(&Event::FlushedLocally(page)));
     assert!(
         !events
             .iter()
             .any(|event| matches!(event, Event::Flushed(_))),
         "others just fault"
     );
+    // A table may be made ready on the way, where nothing stands yet.
     let writes = events
         .iter()
-        .filter(|event| matches!(event, Event::Written { .. }))
+        .filter(|event| matches!(event, Event::Written { old, .. } if *old != 0))
         .count();
     assert_eq!(writes, 1, "no break");
 }
 
-#[test]
-fn execute_permissions_add_up() {
-    let (_machine, table) = small_table();
+fn execute_permissions_add_up<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
     let may = |execute| Attributes {
         permissions: Permissions {
             execute,
@@ -278,121 +302,144 @@ fn execute_permissions_add_up() {
         },
         ..ROM
     };
-    map(&table, page(0), HOST, PAGE, may(Execute::Privileged));
-    let installed = install(&table, page(0), HOST, PAGE, may(Execute::Unprivileged));
+    let (privileged, unprivileged) = (may(Execute::Privileged), may(Execute::Unprivileged));
+    if !(bench.expresses(privileged) && bench.expresses(unprivileged)) {
+        return;
+    }
+    let page = bench.page(0);
+    bench.map(page, bench.host, PAGE, privileged);
+    let installed = bench.install(page, bench.host, PAGE, unprivileged);
     assert_eq!(installed.extended, 1);
-    assert_eq!(
-        table.translate(gpa(0)).unwrap().attributes,
-        may(Execute::Always)
-    );
+    assert_eq!(bench.said(0), may(Execute::Always));
 }
 
-#[test]
-fn an_old_leaf_becomes_young_again() {
-    let (_machine, table) = small_table();
-    map(&table, page(0), HOST, PAGE, RAM);
-    assert!(table.test_young(&page(0)) && table.age(&page(0)));
-    assert!(!table.test_young(&page(0)) && !table.age(&page(0)));
-    assert!(!table.translate(gpa(0)).unwrap().attributes.accessed);
-    assert_eq!(install(&table, page(0), HOST, PAGE, RAM).extended, 1);
-    assert!(table.test_young(&page(0)));
+fn an_old_leaf_becomes_young_again<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let (table, page) = (&bench.table, bench.page(0));
+    bench.map(page, bench.host, PAGE, RAM);
+    assert!(table.test_young(&page) && table.age(&page));
+    let ages = bench.ages();
+    // Where a leaf cannot say that it was not used, it always was.
+    assert_eq!(table.test_young(&page), !ages);
+    assert_eq!(table.age(&page), !ages);
+    assert_eq!(bench.said(0).accessed, !ages);
+    let installed = bench.install(page, bench.host, PAGE, RAM);
+    assert_eq!(installed.extended, u64::from(ages));
+    assert!(table.test_young(&page));
 }
 
-#[test]
-fn what_was_written_stays_noted_when_a_leaf_allows_more() {
-    let machine = Machine::new();
-    let features = Arm64Features {
-        hardware_accessed: true,
-        hardware_dirty: true,
-        ..FEATURES
-    };
-    let table = PageTable::<Arm64, _>::new(machine, features, TableOptions::default()).unwrap();
-    let clean = Attributes {
-        permissions: Permissions::READ_WRITE,
-        ..RAM
-    };
+fn what_was_written_stays_noted_when_a_leaf_allows_more<F: Format>(
+    features: F::Features,
+    bits: u8,
+) {
+    let bench = Bench::<F>::new(features, bits);
+    let permissions = Permissions::READ_WRITE;
+    let not_executable = Attributes { permissions, ..RAM };
+    let clean = bench.first_of(&[not_executable, RAM]).unwrap();
     let dirty = Attributes {
         dirty: true,
         ..clean
     };
-    let now = |at| table.translate(gpa(at)).unwrap().attributes;
-    map(&table, page(0), HOST, PAGE, dirty);
-    install(&table, page(0), HOST, PAGE, RAM);
-    assert_eq!(now(0), Attributes { dirty: true, ..RAM });
-    map(&table, page(PAGE_SIZE), HOST, PAGE, clean);
-    install(&table, page(PAGE_SIZE), HOST, PAGE, dirty);
-    assert_eq!(now(PAGE_SIZE), dirty);
+    if !bench.expresses(dirty) {
+        return;
+    }
+    let [first, second] = [0, bench.page].map(|at| bench.page(at));
+    bench.map(first, bench.host, PAGE, dirty);
+    bench.install(first, bench.host, PAGE, RAM);
+    assert_eq!(bench.said(0), Attributes { dirty: true, ..RAM });
+    bench.map(second, bench.host, PAGE, clean);
+    bench.install(second, bench.host, PAGE, dirty);
+    assert_eq!(bench.said(bench.page), dirty);
 }
 
-#[test]
-fn another_address_or_memory_type_is_a_conflict() {
-    let (_machine, table) = small_table();
-    map(&table, range(0, 3 * PAGE_SIZE), HOST, PAGE, RAM);
+/// Memory of another type than [`RAM`]'s, where the format has any.
+fn other_memory<F: Format>(bench: &Bench<F>) -> Option<Attributes> {
+    let permissions = Permissions::ALL;
+    let uncached = Attributes::new(permissions, MemoryType::NonCacheable);
+    bench.first_of(&[DEVICE, uncached])
+}
+
+fn another_address_or_memory_type_is_a_conflict<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let (host, page) = (bench.host, bench.page(0));
+    bench.map(bench.pages(3), host, PAGE, RAM);
     assert_eq!(
-        install(&table, page(0), HOST + PAGE_SIZE, PAGE, RAM),
-        conflict(page(0))
+        bench.install(page, host + bench.page, PAGE, RAM),
+        conflict(page)
     );
-    assert_eq!(
-        install(&table, page(0), HOST, PAGE, DEVICE),
-        conflict(page(0))
-    );
-    assert_eq!(
-        look(&table, 0),
-        Some((HOST, PAGE)),
-        "nothing is overwritten"
-    );
+    if let Some(other) = other_memory(&bench) {
+        assert_eq!(bench.install(page, host, PAGE, other), conflict(page));
+    }
+    assert_eq!(bench.look(0), Some((host, PAGE)), "nothing is overwritten");
     // A run stops at the conflict and says what it did before.
-    unmap(&table, &page(PAGE_SIZE));
-    map(&table, page(PAGE_SIZE), HOST, PAGE, RAM);
+    let second = bench.page(bench.page);
+    bench.unmap(&second);
+    bench.map(second, host, PAGE, RAM);
     let stopped = Installed {
         present: 1,
-        ..conflict(page(PAGE_SIZE))
+        ..conflict(second)
     };
-    assert_eq!(
-        install(&table, range(0, 3 * PAGE_SIZE), HOST, PAGE, RAM),
-        stopped
-    );
+    assert_eq!(bench.install(bench.pages(3), host, PAGE, RAM), stopped);
 }
 
-#[test]
-fn a_larger_leaf_in_the_way() {
-    let (_machine, table) = small_table();
-    let block = range(2 * MIB, 2 * MIB);
-    map(&table, block, HOST, MIB2, ROM);
-    let inside = range(2 * MIB + 0x5000, 2 * PAGE_SIZE);
-    assert_eq!(
-        install(&table, inside, HOST + 0x5000, PAGE, ROM),
-        present(2),
-        "mapped already"
-    );
-    assert_eq!(
-        install(&table, inside, HOST + 0x6000, PAGE, ROM),
-        conflict(block)
-    );
-    assert_eq!(
-        install(&table, inside, HOST + 0x5000, PAGE, RAM),
-        conflict(block)
-    );
-    assert_eq!(
-        install(&table, inside, HOST + 0x5000, PAGE, DEVICE),
-        conflict(block)
-    );
-    assert!(table.age(&inside));
-    assert_eq!(
-        install(&table, inside, HOST + 0x5000, PAGE, ROM),
-        conflict(block),
-        "it is old"
-    );
+fn a_larger_leaf_in_the_way<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let (host, page, rom) = (bench.host, bench.page, bench.rom());
+    for (level, bytes) in bench.blocks() {
+        let block = range(bytes, bytes);
+        bench.map(block, host, level, rom);
+        let inside = range(bytes + 5 * page, 2 * page);
+        let install = |to, attributes| bench.install(inside, to, PAGE, attributes);
+        assert_eq!(install(host + 5 * page, rom), present(2), "mapped already");
+        assert_eq!(install(host + 6 * page, rom), conflict(block));
+        assert_eq!(install(host + 5 * page, RAM), conflict(block));
+        if let Some(other) = other_memory(&bench) {
+            assert_eq!(install(host + 5 * page, other), conflict(block));
+        }
+        assert!(bench.table.age(&inside));
+        let old = if bench.ages() {
+            conflict(block)
+        } else {
+            present(2)
+        };
+        assert_eq!(install(host + 5 * page, rom), old);
+        bench.unmap(&block);
+    }
 }
 
-#[test]
-fn smaller_leaves_in_the_way() {
-    let (_machine, table) = small_table();
-    let block = range(2 * MIB, 2 * MIB);
-    map(&table, page(3 * MIB), HOST + MIB, PAGE, RAM);
-    assert_eq!(install(&table, block, HOST, MIB2, RAM), conflict(block));
-    assert_eq!(look(&table, 3 * MIB), Some((HOST + MIB, PAGE)));
-    unmap(&table, &block);
-    map(&table, block, HOST, MIB2, RAM);
-    assert_eq!(look(&table, 3 * MIB), Some((HOST + MIB, MIB2)));
+fn smaller_leaves_in_the_way<F: Format>(features: F::Features, bits: u8) {
+    let bench = Bench::<F>::new(features, bits);
+    let host = bench.host;
+    for (level, bytes) in bench.blocks() {
+        let block = range(bytes, bytes);
+        let middle = bytes + bytes / 2;
+        bench.map(bench.page(middle), host + bytes / 2, PAGE, RAM);
+        assert_eq!(bench.install(block, host, level, RAM), conflict(block));
+        assert_eq!(bench.look(middle), Some((host + bytes / 2, PAGE)));
+        bench.unmap(&block);
+        bench.map(block, host, level, RAM);
+        assert_eq!(bench.look(middle), Some((host + bytes / 2, level)));
+        bench.unmap(&block);
+        assert_eq!(bench.table.translate(gpa(middle)), None);
+    }
+}
+
+crate::setup::for_every_format! {
+    a_table_that_cannot_be_made_leaves_nothing_behind,
+    dropping_a_table_flushes_before_it_frees,
+    a_new_leaf_needs_a_local_flush_only_where_invalid_entries_are_cached,
+    leaves_must_be_a_run_of_entries_of_one_table,
+    every_leaf_of_a_run_must_have_a_host_address,
+    installing_needs_tables_made_ready,
+    tables_made_ready_for_another_tree_are_refused,
+    installing_outside_the_held_stripes_is_refused,
+    a_removal_in_progress_or_done_makes_a_snapshot_old,
+    the_same_leaf_again_is_present,
+    permissions_are_added_in_place,
+    execute_permissions_add_up,
+    an_old_leaf_becomes_young_again,
+    what_was_written_stays_noted_when_a_leaf_allows_more,
+    another_address_or_memory_type_is_a_conflict,
+    a_larger_leaf_in_the_way,
+    smaller_leaves_in_the_way,
 }

@@ -325,8 +325,10 @@ fn a_block_is_broken_before_its_pieces_are_made<F: Format>(features: F::Features
     let linked = events
         .iter()
         .rposition(|event| matches!(event, Event::Written { .. }));
+    let linked = linked.expect("a link");
     let in_place = !F::rules(&features).break_before_make;
-    assert!(in_place || flush.expect("a flush") < linked.expect("a link"));
+    assert!(in_place || flush.expect("a flush") < linked);
+    assert!(events[linked..].contains(&Event::Published));
 }
 
 fn entries_beside_one_that_changes_stay<F: Format>(features: F::Features, bits: u8) {

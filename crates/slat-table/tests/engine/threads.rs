@@ -5,13 +5,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use slat_table::cache::TableCache;
+use slat_table::format::Format;
 use slat_table::restriction::PartialBlock;
 
-use crate::setup::{
-    GIB, HOST, MIB, MIB2, Machine, PAGE, RAM, Table, gpa, hpa, new_table, page, range,
-};
+use crate::setup::{Bench, PAGE, RAM, gpa, hpa, range};
 
-const ROUNDS: u64 = 3_000;
+/// Operations of each thread. There are many rows.
+const ROUNDS: u64 = 100;
 
 /// A small generator of numbers that look random (xorshift64).
 struct Numbers(u64);
@@ -25,21 +25,23 @@ impl Numbers {
     }
 }
 
-/// A page somewhere in two clusters of four spans, 1 GiB apart.
-fn somewhere(numbers: &mut Numbers) -> u64 {
-    numbers.below(2) * GIB + numbers.below(4) * 2 * MIB + numbers.below(8) * 4096
+/// A page somewhere in two clusters of four spans.
+fn somewhere<F: Format>(bench: &Bench<F>, numbers: &mut Numbers) -> u64 {
+    let cluster = numbers.below(2) * bench.upper;
+    cluster + numbers.below(4) * bench.span + numbers.below(8) * bench.page
 }
 
-fn fault(table: &Table, numbers: &mut Numbers, mapped: &AtomicU64) {
-    let at = somewhere(numbers);
-    let (wanted, level) = if numbers.below(8) == 0 {
-        (range(at & !(2 * MIB - 1), 2 * MIB), MIB2)
-    } else {
-        (page(at), PAGE)
+fn fault<F: Format>(bench: &Bench<F>, numbers: &mut Numbers, mapped: &AtomicU64) {
+    let table = &*bench.table;
+    let at = somewhere(bench, numbers);
+    let block = bench.blocks().first().copied();
+    let (wanted, level) = match block {
+        Some((level, bytes)) if numbers.below(8) == 0 => (range(at & !(bytes - 1), bytes), level),
+        _ => (bench.page(at), PAGE),
     };
     let mut cache = TableCache::new(table);
     cache.fill().unwrap();
-    let to = hpa(HOST + wanted.start().raw());
+    let to = hpa(bench.host + wanted.start().raw());
     let leaves = table.leaves(wanted, to, level, RAM).unwrap();
     let snapshot = table.snapshot(&wanted);
     let mut hold = table.hold(&wanted);
@@ -51,23 +53,21 @@ fn fault(table: &Table, numbers: &mut Numbers, mapped: &AtomicU64) {
     table.settle(&installed, wanted);
     mapped.fetch_add(installed.new, Ordering::Relaxed);
     if let Some(conflict) = installed.conflict {
-        drop(
-            table
-                .restrict(&conflict)
-                .unmap(&conflict, PartialBlock::Drop),
-        );
+        bench.unmap(&conflict);
     }
 }
 
-fn remove(table: &Table, numbers: &mut Numbers) {
+fn remove<F: Format>(bench: &Bench<F>, numbers: &mut Numbers) {
+    let table = &*bench.table;
     let mut cache = TableCache::new(table);
-    let at = somewhere(numbers);
-    let bytes = [4096, 2 * MIB, 4 * MIB, GIB][usize::try_from(numbers.below(4)).unwrap()];
+    let at = somewhere(bench, numbers);
+    let sizes = [bench.page, bench.span, 2 * bench.span, bench.upper];
+    let bytes = sizes[usize::try_from(numbers.below(4)).unwrap()];
     let gone = range(at, bytes);
     let mut restriction = table.restrict(&gone);
     match numbers.below(4) {
         0 => drop(restriction.unmap(&gone, PartialBlock::Split(&mut cache))),
-        1 => drop(restriction.split(&range(at, 4096), PAGE, &mut cache)),
+        1 => drop(restriction.split(&bench.page(at), PAGE, &mut cache)),
         _ => drop(restriction.unmap(&gone, PartialBlock::Drop)),
     }
     if numbers.below(2) == 0 {
@@ -75,46 +75,51 @@ fn remove(table: &Table, numbers: &mut Numbers) {
     }
 }
 
-fn look(table: &Table, numbers: &mut Numbers) {
-    let at = somewhere(numbers);
-    if let Some(found) = table.translate(gpa(at)) {
-        assert_eq!(found.hpa, hpa(HOST + at));
+fn look<F: Format>(bench: &Bench<F>, numbers: &mut Numbers) {
+    let at = somewhere(bench, numbers);
+    if let Some(found) = bench.table.translate(gpa(at)) {
+        assert_eq!(found.hpa, hpa(bench.host + at));
     }
-    table.age(&range(at, 2 * MIB));
-    table.for_each_leaf(&range(at, 4 * MIB), |_, level| assert!(level <= MIB2));
+    bench.table.age(&range(at, bench.span));
+    let leaves = |_, level| assert!(level <= PAGE.up());
+    bench
+        .table
+        .for_each_leaf(&range(at, 2 * bench.span), leaves);
 }
 
-#[test]
-fn nothing_is_lost_between_threads() {
+fn nothing_is_lost_between_threads<F: Format>(features: F::Features, bits: u8) {
     for stripes in [1, 2, 64] {
-        let machine = Machine::new();
-        let table = new_table(&machine, 40, stripes);
+        let bench = Bench::<F>::with_stripes(features, bits, stripes);
         let mapped = AtomicU64::new(0);
         thread::scope(|scope| {
             for seed in 1..=4u64 {
-                let (table, mapped) = (&table, &mapped);
+                let (bench, mapped) = (&bench, &mapped);
                 scope.spawn(move || {
                     let mut numbers = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                     for _ in 0..ROUNDS {
                         match numbers.below(6) {
-                            0 => remove(table, &mut numbers),
-                            1 => look(table, &mut numbers),
-                            _ => fault(table, &mut numbers, mapped),
+                            0 => remove(bench, &mut numbers),
+                            1 => look(bench, &mut numbers),
+                            _ => fault(bench, &mut numbers, mapped),
                         }
                     }
                 });
             }
         });
         assert!(mapped.load(Ordering::Relaxed) > ROUNDS / 100);
-        let all = range(0, 1 << 40);
-        let snapshot = table.snapshot(&all);
+        let all = range(0, bench.end);
+        let snapshot = bench.table.snapshot(&all);
         assert!(
-            table.hold(&all).is_current(&snapshot),
+            bench.table.hold(&all).is_current(&snapshot),
             "every count is down again"
         );
-        drop(table.restrict(&all).unmap(&all, PartialBlock::Drop));
-        assert_eq!(machine.live_tables(), 1);
-        drop(table);
-        assert_eq!(machine.live_tables(), 0);
+        bench.unmap(&all);
+        assert_eq!(bench.machine.live_tables(), 1);
+        drop(bench.table);
+        assert_eq!(bench.machine.live_tables(), 0);
     }
+}
+
+crate::setup::for_every_format! {
+    nothing_is_lost_between_threads,
 }
