@@ -96,13 +96,20 @@ pub enum LeavesError {
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// The range is not whole entries of the level, does not lie in one table, lies beyond the
-    /// guest's address width, or its host addresses cannot be counted through in one go.
+    /// guest's address width, or the host addresses behind it leave 64 bits.
     #[error("{range} is not a run of entries of one table of level {}", level.index())]
     NotARun {
         /// The range asked for.
         range: GpaRange,
         /// The level asked for.
         level: Level,
+    },
+    /// The format keeps an address in pieces (Arm with 52 bits does), and counting through the host
+    /// addresses would have to carry from one into the other.
+    #[error("host addresses behind {front} continue in another piece of the entry")]
+    Carry {
+        /// The leaves before that. Those behind are to be mapped apart.
+        front: GpaRange,
     },
 }
 
@@ -112,7 +119,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     ///
     /// # Errors
     ///
-    /// [`LeavesError`], if the format cannot express them or they are no neighbours in one table.
+    /// [`LeavesError`], if the format cannot express them, they are no neighbours in one table, or
+    /// they have to be mapped in two steps.
     #[inline]
     pub fn leaves(
         &self,
@@ -153,7 +161,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 
     /// Checks that the last leaf of a range can be encoded, and is what stepping from the first
-    /// leads to: an address field in pieces does not carry from one into the other.
+    /// leads to.
     #[inline(never)]
     fn check_last(
         &self,
@@ -164,16 +172,32 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         first: u64,
     ) -> Result<(), LeavesError> {
         let shift = self.geometry.shape(level).shift;
-        let steps = (range.bytes() >> shift) - 1;
-        let offset = steps << shift;
         let not_a_run = LeavesError::NotARun {
             range: *range,
             level,
         };
-        let last = hpa.checked_add(offset).ok_or(not_a_run)?;
-        let encoded = F::leaf(&self.features, level, last, attributes)?;
-        let stepped = first.wrapping_add(steps.wrapping_mul(F::leaf_step(level)));
-        (encoded == stepped).then_some(()).ok_or(not_a_run)
+        let is_stepped_to = |steps: u64| {
+            let hpa = hpa.checked_add(steps << shift).ok_or(not_a_run)?;
+            let encoded = F::leaf(&self.features, level, hpa, attributes)?;
+            let stepped = first.wrapping_add(steps.wrapping_mul(F::leaf_step(level)));
+            Ok::<_, LeavesError>(encoded == stepped)
+        };
+        let last = (range.bytes() >> shift) - 1;
+        if is_stepped_to(last)? {
+            return Ok(());
+        }
+        // What carries once does so from there on.
+        let (mut fits, mut carries) = (0, last);
+        while carries - fits > 1 {
+            let middle = fits.midpoint(carries);
+            if is_stepped_to(middle)? {
+                fits = middle;
+            } else {
+                carries = middle;
+            }
+        }
+        let front = GpaRange::new(range.start(), (fits + 1) << shift);
+        Err(front.map_or(not_a_run, |front| LeavesError::Carry { front }))
     }
 
     /// The whole runs of `run_bytes` in `range`, if guest and host addresses are aligned alike and

@@ -164,9 +164,8 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Mapped, PopulateError> {
         let attributes = attributes::<F>(request, page, self.table.features())?;
-        let leaves = self
-            .table
-            .leaves(plan.range, plan.hpa, plan.level, attributes)?;
+        let leaves = self.leaves(plan, attributes)?;
+        let range = leaves.range();
         // A logged page is made writable, and not, by itself.
         let leaves = if request.slot.logs_dirty() {
             leaves.without_runs()
@@ -176,28 +175,39 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         let executable = attributes.permissions.execute != Execute::Never;
         self.table
             .platform()
-            .prepare(plan.hpa, plan.range.bytes(), page.memory, executable);
+            .prepare(plan.hpa, range.bytes(), page.memory, executable);
 
         let installed = if snapshot.set().is_one() {
-            let hold = self.table.hold_span(plan.range.start());
+            let hold = self.table.hold_span(range.start());
             self.install_under(hold, request, snapshot, &leaves, tables)?
         } else {
             let hold = self.table.hold(&plan.range);
             self.install_under(hold, request, snapshot, &leaves, tables)?
         };
-        self.table.settle(&installed, plan.range);
+        self.table.settle(&installed, range);
         if let Some(conflict) = installed.conflict {
             self.clear_away(&conflict);
             return Err(PopulateError::Retry);
         }
         Ok(Mapped {
-            range: plan.range,
+            range,
             level: plan.level,
             leaf: plan.leaf,
             page: *page,
             hpa: plan.hpa,
             installed,
         })
+    }
+
+    /// Encodes what is to be installed: of leaves that cannot be counted through in one go, those
+    /// from the start on that can. The rest is another step.
+    #[inline]
+    fn leaves(&self, plan: &Plan, attributes: Attributes) -> Result<Leaves, LeavesError> {
+        let encode = |range| self.table.leaves(range, plan.hpa, plan.level, attributes);
+        match encode(plan.range) {
+            Err(LeavesError::Carry { front }) => encode(front),
+            leaves => leaves,
+        }
     }
 
     /// P3: checks, in this order, under the stripes; then installs.

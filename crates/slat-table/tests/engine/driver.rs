@@ -225,8 +225,15 @@ impl<F: Format> Driver<F> {
             ..attributes
         };
         let aligned = hpa(to & !(geometry.run_bytes(level).unwrap_or(bytes) - 1));
+        let range = GpaRange::between(gpa(start), gpa(end.min(start + runs + bytes * count.more)))?;
+        // Where a format keeps its addresses in pieces, those that are askew may cross from one
+        // into the other: then it is the first of them.
+        let range = match self.table.leaves(range, hpa(to), level, attributes) {
+            Err(LeavesError::Carry { front }) => front,
+            _ => range,
+        };
         Some(Wanted {
-            range: GpaRange::between(gpa(start), gpa(end.min(start + runs + bytes * count.more)))?,
+            range,
             to,
             level,
             attributes,
@@ -244,17 +251,10 @@ impl<F: Format> Driver<F> {
             attributes,
             ..
         } = *wanted;
-        let leaves = match self.table.leaves(range, hpa(to), level, attributes) {
-            Ok(leaves) => leaves,
-            // Where a format keeps its addresses in pieces, one that is askew may cross from one
-            // into the other.
-            Err(LeavesError::NotARun { .. })
-                if (to ^ range.start().raw()) & (self.host_half - 1) != 0 =>
-            {
-                return None;
-            }
-            Err(error) => panic!("{error}"),
-        };
+        let leaves = self
+            .table
+            .leaves(range, hpa(to), level, attributes)
+            .expect("leaves of the format");
         let snapshot = self.table.snapshot(&range);
         let mut hold = self.table.hold(&range);
         assert!(hold.is_current(&snapshot));

@@ -148,6 +148,27 @@ fn every_leaf_of_a_run_must_have_a_host_address<F: Format>(features: F::Features
     );
 }
 
+fn leaves_that_cannot_be_counted_through_say_where_to_part<F: Format>(
+    features: F::Features,
+    bits: u8,
+) {
+    let bench = Bench::<F>::new(features, bits);
+    let page = bench.page;
+    let step = F::leaf_step(PAGE);
+    for border in bench.span.trailing_zeros()..u32::from(host_bits::<F>(&features)) {
+        let border = 1 << border;
+        let encoded = |to| F::leaf(&features, PAGE, hpa(to), RAM).unwrap();
+        // Three pages before the border, and two behind it.
+        let to = border - 3 * page;
+        let carries = encoded(border) != encoded(border - page).wrapping_add(step);
+        let error = LeavesError::Carry {
+            front: bench.pages(3),
+        };
+        let leaves = bench.table.leaves(bench.pages(5), hpa(to), PAGE, RAM);
+        assert_eq!(leaves.err(), carries.then_some(error), "{border:#x}");
+    }
+}
+
 fn installing_needs_tables_made_ready<F: Format>(features: F::Features, bits: u8) {
     let bench = Bench::<F>::new(features, bits);
     let table = &*bench.table;
@@ -430,6 +451,7 @@ crate::setup::for_every_format! {
     a_new_leaf_needs_a_local_flush_only_where_invalid_entries_are_cached,
     leaves_must_be_a_run_of_entries_of_one_table,
     every_leaf_of_a_run_must_have_a_host_address,
+    leaves_that_cannot_be_counted_through_say_where_to_part,
     installing_needs_tables_made_ready,
     tables_made_ready_for_another_tree_are_refused,
     installing_outside_the_held_stripes_is_refused,

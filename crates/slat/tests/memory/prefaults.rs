@@ -2,7 +2,7 @@
 
 use slat::Outcome;
 use slat::notifier::Notifier;
-use slat::region::SlotId;
+use slat::region::{Mapping as When, SlotId};
 use slat::table::address::{Gpa, Hva};
 use slat::table::attributes::Access;
 use slat::table::format::Format;
@@ -10,7 +10,7 @@ use slat::vcpu::{FaultError, Prefaulted};
 
 use crate::rows::Row;
 use crate::scripted_host::{Failure, hva_range};
-use crate::vm::gpa_range;
+use crate::vm::{gpa_range, region, steps};
 
 const SLOT: SlotId = SlotId(1);
 
@@ -92,7 +92,47 @@ fn a_prefault_that_meets_a_change_can_go_on_from_where_it_stopped<F: Format>(row
     assert_eq!(vm.mapped_bytes(), 2 * row.span);
 }
 
+/// Host memory over the border between two bits of its addresses, for each bit that there is: a
+/// format may keep the upper ones in another place of its entries.
+fn host_memory_is_mapped_over_every_border_in_its_addresses<F: Format>(row: Row<F>) {
+    let page = row.page;
+    // Two pages before the border and two behind it, then a page that belongs to nothing.
+    let (bytes, apart) = (4 * page, 5 * page);
+    let bits = row.span.trailing_zeros()..row.host_end.trailing_zeros();
+    let borders: Vec<_> = (0..)
+        .zip(bits)
+        .map(|(at, bit)| (at * apart, 1 << bit))
+        .collect();
+    let linear = |(at, border): &(u64, u64)| row.linear(row.hva + at, bytes, border - 2 * page);
+    let mappings: Vec<_> = borders.iter().map(linear).collect();
+    for when in [When::AtCreation, When::OnFault] {
+        let vm = row.vm(&mappings);
+        let whole = region(1, row.gpa, borders.len() as u64 * apart, row.hva);
+        let report = vm.memory.insert(whole.mapping(when)).unwrap();
+        for (at, border) in &borders {
+            if when == When::OnFault {
+                let range = gpa_range(row.gpa + at, bytes);
+                let done = vm.memory.vcpu().prefault(&range);
+                assert_eq!(
+                    done,
+                    Ok(Prefaulted {
+                        bytes,
+                        stopped: None
+                    }),
+                    "{border:#x}"
+                );
+            }
+            for offset in steps(bytes, page) {
+                let found = vm.sees(row.gpa + at + offset);
+                let expected = border - 2 * page + offset;
+                assert_eq!(found.map(|(hpa, _)| hpa), Some(expected), "{report}");
+            }
+        }
+    }
+}
+
 crate::rows::for_every_format! {
+    host_memory_is_mapped_over_every_border_in_its_addresses,
     a_prefault_maps_a_whole_range_and_says_so,
     a_prefault_takes_blocks_and_may_start_inside_one,
     a_prefault_stops_where_the_slot_ends_and_says_how_far_it_got,
