@@ -32,8 +32,8 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Adds what was done after this.
-    fn add(&mut self, after: &Self) {
+    /// Adds what was done after this, in the same hold.
+    pub fn add(&mut self, after: &Self) {
         self.new += after.new;
         self.extended += after.extended;
         self.present += after.present;

@@ -114,6 +114,24 @@ pub enum LeavesError {
 }
 
 impl<F: Format, P: Platform> PageTable<F, P> {
+    /// The one of `leaves` around `gpa`, not one of a run. `None` unless they are one run: the rest
+    /// of it can do without that leaf, and that leaf without them.
+    pub fn one_of_run(&self, leaves: &Leaves, gpa: Gpa) -> Option<Leaves> {
+        let Leaves { range, level, .. } = *leaves;
+        let one_run =
+            leaves.runs.is_some() && self.geometry.run_bytes(level) == Some(range.bytes());
+        if !one_run || !range.contains(gpa) {
+            return None;
+        }
+        let index = (gpa.raw() - range.start().raw()) >> self.geometry.shape(level).shift;
+        Some(Leaves {
+            range: self.geometry.block(level, gpa)?,
+            level,
+            first: leaves.leaf(index, F::leaf_step(level)),
+            runs: None,
+        })
+    }
+
     /// Encodes the leaves of `level` that map `range` to host memory from `hpa` on. Which of them
     /// become one of a run does not depend on [`Attributes::contiguous`], but on where they are.
     ///

@@ -7,13 +7,15 @@
 
 use alloc::vec::Vec;
 
-use slat_table::address::HvaRange;
-use slat_table::attributes::MemoryType;
-use slat_table::format::Format;
+use slat_table::address::{Hpa, HvaRange};
+use slat_table::attributes::{Attributes, MemoryType};
+use slat_table::format::{EncodeError, Format};
+use slat_table::geometry::Level;
 
 use crate::config::WriteCheck;
 use crate::errno::Errno;
 use crate::host::{HostView, PageKind, Vma};
+use crate::populate::permissions;
 use crate::region::{Slot, SlotId};
 use crate::report::{Backing, Part};
 
@@ -47,6 +49,17 @@ pub enum PrepareError {
         /// Its memory type.
         memory: MemoryType,
     },
+    /// The format, on the hardware at hand, cannot express a page of the mapping: it has no such
+    /// memory type, or cannot forbid execution. No fault could ever map one.
+    #[error("{id}: the device mapping {vma} cannot be expressed: {cause}")]
+    Unencodable {
+        /// The slot asked for.
+        id: SlotId,
+        /// The mapping.
+        vma: HvaRange,
+        /// What of it.
+        cause: EncodeError,
+    },
     /// Logging is asked for, which this version does not do.
     #[error("{id} logs writes, which is not supported")]
     LoggingUnsupported {
@@ -66,7 +79,9 @@ impl PrepareError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::NotWritable { .. } => Errno::EPERM,
-            Self::DeviceLogged { .. } | Self::MemoryType { .. } => Errno::EINVAL,
+            Self::DeviceLogged { .. } | Self::MemoryType { .. } | Self::Unencodable { .. } => {
+                Errno::EINVAL
+            }
             Self::LoggingUnsupported { .. } => Errno::EOPNOTSUPP,
             Self::NoMemory { .. } => Errno::ENOMEM,
         }
@@ -131,6 +146,14 @@ fn check<F: Format>(
                 vma: vma.range,
                 memory: vma.memory,
             });
+        }
+        let writable = vma.writable && !slot.is_read_only();
+        let permissions = permissions(vma.kind, writable);
+        // Whether a leaf can be expressed does not depend on the address, as long as there is one.
+        let leaf = Attributes::new(permissions, vma.memory);
+        if let Err(cause) = F::leaf(features, Level::PAGE, Hpa::new(0), leaf) {
+            let vma = vma.range;
+            return Err(PrepareError::Unencodable { id, vma, cause });
         }
     }
     Ok(())

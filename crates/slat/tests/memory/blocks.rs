@@ -1,17 +1,31 @@
 //! How large a leaf may be: one test for each condition.
 
+use slat::region::Mapping as When;
 use slat::report::Reason;
+use slat::table::format::Format;
 
+use crate::rows::Row;
 use crate::scripted_host::Mapping;
-use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, PAGE, Vm, is_mapped, region};
+use crate::vm::{is_mapped, region};
 
-/// Pages that hardware may keep as one translation: a leaf of a size of its own.
-const RUN: u64 = 16 * PAGE;
+/// A slot over `mapping`, and the page in it that is touched.
+struct Touch {
+    gpa: u64,
+    bytes: u64,
+    hva: u64,
+    offset: u64,
+}
 
-/// Creates a region over `mapping`, touches the page at `offset`, and returns the leaf's size.
-fn leaf(mapping: Mapping, gpa: u64, bytes: u64, hva: u64, offset: u64) -> u64 {
-    let vm = Vm::new(&[mapping]);
-    let region = region(1, gpa, bytes, hva).mapping(slat::region::Mapping::OnFault);
+/// Creates the slot, touches the page, and returns the leaf's size.
+fn leaf<F: Format>(row: &Row<F>, mapping: Mapping, touch: &Touch) -> u64 {
+    let Touch {
+        gpa,
+        bytes,
+        hva,
+        offset,
+    } = *touch;
+    let vm = row.vm(&[mapping]);
+    let region = region(1, gpa, bytes, hva).mapping(When::OnFault);
     vm.memory.insert(region).unwrap();
     assert!(is_mapped(&vm.read(gpa + offset)));
     let (hpa, _) = vm.sees(gpa + offset).unwrap();
@@ -25,100 +39,208 @@ fn leaf(mapping: Mapping, gpa: u64, bytes: u64, hva: u64, offset: u64) -> u64 {
     bytes
 }
 
-#[test]
-fn a_leaf_is_as_large_as_everything_allows() {
-    let ram = |bytes| Mapping::ram(HVA, 2 * GIB).blocks(bytes);
-    for bytes in [PAGE, BLOCK, GIB] {
-        assert_eq!(leaf(ram(bytes), GPA, 2 * GIB, HVA, 5 * PAGE), bytes);
-        let device = Mapping::device(HVA, 2 * GIB, DEVICE).blocks(bytes);
-        assert_eq!(leaf(device, GPA, 2 * GIB, HVA, 5 * PAGE), bytes);
+/// What a slot may have that lies aligned in guest, host virtual and host physical memory.
+fn room<F: Format>(row: &Row<F>) -> u64 {
+    row.gpa.min(row.host_end >> 3)
+}
+
+fn a_leaf_is_as_large_as_everything_allows<F: Format>(row: Row<F>) {
+    let sizes = row.geometry.leaf_sizes().map(|(_, bytes)| bytes);
+    for size in sizes.filter(|bytes| 2 * bytes <= room(&row)) {
+        let bytes = (2 * size).max(8 * row.page);
+        let touch = Touch {
+            gpa: row.gpa,
+            bytes,
+            hva: row.hva,
+            offset: 5 * row.page,
+        };
+        let ram = row.ram(row.hva, bytes).blocks(size);
+        assert_eq!(leaf(&row, ram, &touch), size);
+        let linear = row.linear(row.hva, bytes, row.device).blocks(size);
+        assert_eq!(leaf(&row, linear, &touch), size);
     }
 }
 
-#[test]
-fn a_leaf_is_never_larger_than_the_format_has() {
-    let device = Mapping::device(HVA, 4 * GIB, DEVICE);
-    assert_eq!(leaf(device, 4 * GIB, 4 * GIB, HVA, 0), GIB);
+fn a_leaf_is_never_larger_than_the_format_has<F: Format>(row: Row<F>) {
+    let bytes = room(&row);
+    let linear = row.linear(row.hva, bytes, row.device);
+    let touch = Touch {
+        gpa: row.gpa,
+        bytes,
+        hva: row.hva,
+        offset: 0,
+    };
+    assert_eq!(leaf(&row, linear, &touch), row.leaf_in(bytes));
 }
 
-#[test]
-fn a_leaf_does_not_leave_the_slot() {
-    let ram = Mapping::ram(HVA, 2 * BLOCK).blocks(BLOCK);
-    let device = Mapping::device(HVA, 2 * BLOCK, DEVICE);
-    for mapping in [ram, device] {
+fn a_leaf_does_not_leave_the_slot<F: Format>(row: Row<F>) {
+    let Row {
+        gpa,
+        hva,
+        page,
+        span,
+        ..
+    } = row;
+    let ram = row.ram(hva, 2 * span).blocks(span);
+    let linear = row.linear(hva, 2 * span, row.device);
+    for mapping in [ram, linear] {
         // A slot of one page less than the block, at its start and at its end.
-        assert_eq!(leaf(mapping, GPA, BLOCK - PAGE, HVA, 0), RUN);
-        let (gpa, hva) = (GPA + PAGE, HVA + PAGE);
-        assert_eq!(leaf(mapping, gpa, BLOCK - PAGE, hva, 0), PAGE);
+        let bytes = span - page;
+        let first = Touch {
+            gpa,
+            bytes,
+            hva,
+            offset: 0,
+        };
+        assert_eq!(leaf(&row, mapping, &first), row.leaf_in(bytes));
+        let last = Touch {
+            gpa: gpa + page,
+            hva: hva + page,
+            ..first
+        };
+        assert_eq!(leaf(&row, mapping, &last), page);
         // Beyond the part of the block that the slot has, the next block fits.
-        assert_eq!(
-            leaf(mapping, gpa, 2 * BLOCK - PAGE, hva, BLOCK - PAGE),
-            BLOCK
-        );
+        let next = Touch {
+            bytes: 2 * span - page,
+            offset: bytes,
+            ..last
+        };
+        assert_eq!(leaf(&row, mapping, &next), row.leaf_in(span));
     }
 }
 
-#[test]
-fn ram_needs_guest_and_host_addresses_that_agree_in_the_block() {
-    let ram = Mapping::ram(HVA, 4 * GIB).blocks(GIB);
-    assert_eq!(leaf(ram, GPA + PAGE, GIB, HVA, GIB / 2), PAGE);
-    assert_eq!(leaf(ram, GPA + BLOCK, 2 * GIB, HVA, GIB), BLOCK);
-    assert_eq!(
-        leaf(ram, GPA + PAGE, 2 * GIB, HVA + GIB + PAGE, GIB + BLOCK),
-        GIB
-    );
+fn ram_needs_guest_and_host_addresses_that_agree_in_the_block<F: Format>(row: Row<F>) {
+    let Row {
+        gpa,
+        hva,
+        page,
+        span,
+        ..
+    } = row;
+    let large = row.large();
+    let ram = row.ram(hva, 4 * large).blocks(large);
+    let by_a_page = Touch {
+        gpa: gpa + page,
+        bytes: large,
+        hva,
+        offset: large / 2,
+    };
+    assert_eq!(leaf(&row, ram, &by_a_page), page);
+    let by_a_span = Touch {
+        gpa: gpa + span,
+        bytes: 2 * large,
+        hva,
+        offset: large,
+    };
+    assert_eq!(leaf(&row, ram, &by_a_span), row.leaf_in(span));
+    let by_a_block = Touch {
+        gpa: gpa + page,
+        bytes: 2 * large,
+        hva: hva + large + page,
+        offset: large + span,
+    };
+    assert_eq!(leaf(&row, ram, &by_a_block), row.leaf_in(large));
 }
 
-#[test]
-fn a_leaf_is_not_larger_than_the_host_s_block() {
-    let ram = Mapping::ram(HVA, GIB).blocks(8 * PAGE);
-    assert_eq!(leaf(ram, GPA, GIB, HVA, 0), PAGE);
-    let ram = Mapping::ram(HVA, GIB).blocks(RUN);
-    assert_eq!(leaf(ram, GPA, GIB, HVA, 3 * PAGE), RUN);
-    let ram = Mapping::ram(HVA, GIB).blocks(2 * BLOCK);
-    assert_eq!(leaf(ram, GPA, GIB, HVA, 3 * PAGE), BLOCK);
+fn a_leaf_is_not_larger_than_the_host_s_block<F: Format>(row: Row<F>) {
+    let touch = Touch {
+        gpa: row.gpa,
+        bytes: 2 * row.span,
+        hva: row.hva,
+        offset: 3 * row.page,
+    };
+    let sizes = row.page.trailing_zeros()..=touch.bytes.trailing_zeros();
+    for size in sizes.map(|bits| 1 << bits) {
+        let ram = row.ram(row.hva, touch.bytes).blocks(size);
+        assert_eq!(leaf(&row, ram, &touch), row.leaf_in(size));
+    }
 }
 
-#[test]
-fn a_device_leaf_needs_a_physical_address_aligned_to_it() {
-    let device = |hpa| Mapping::device(HVA, 2 * GIB, hpa);
-    assert_eq!(leaf(device(DEVICE + PAGE), GPA, 2 * GIB, HVA, 0), PAGE);
-    assert_eq!(leaf(device(DEVICE + BLOCK), GPA, 2 * GIB, HVA, 0), BLOCK);
+fn a_device_leaf_needs_a_physical_address_aligned_to_it<F: Format>(row: Row<F>) {
+    let Row {
+        gpa, hva, device, ..
+    } = row;
+    let large = row.large();
+    let touch = Touch {
+        gpa,
+        bytes: large,
+        hva,
+        offset: 0,
+    };
+    let linear = |hpa| row.linear(hva, large, hpa);
+    assert_eq!(leaf(&row, linear(device + row.page), &touch), row.page);
+    let by_a_span = leaf(&row, linear(device + row.span), &touch);
+    assert_eq!(by_a_span, row.leaf_in(row.span));
+    if row.device_memory().is_none() {
+        return;
+    }
     // Where guest and physical address agree, the virtual one does not matter.
-    let aside = Mapping::device(HVA + PAGE, GIB, DEVICE);
-    assert_eq!(leaf(aside, GPA, GIB, HVA + PAGE, 7 * PAGE), GIB);
+    let aside = row.linear(hva + row.page, large, device);
+    let touch = Touch {
+        hva: hva + row.page,
+        offset: 7 * row.page,
+        ..touch
+    };
+    assert_eq!(leaf(&row, aside, &touch), row.leaf_in(large));
 }
 
-#[test]
-fn a_device_leaf_does_not_leave_its_mapping() {
+fn a_device_leaf_does_not_leave_its_mapping<F: Format>(row: Row<F>) {
+    let Row {
+        gpa,
+        hva,
+        page,
+        span,
+        device,
+        ..
+    } = row;
     // The mapping ends in the middle of a block, and physical memory goes on.
-    let device = Mapping::device(HVA, BLOCK + 4 * PAGE, DEVICE);
-    let next = Mapping::device(HVA + BLOCK + 4 * PAGE, BLOCK, DEVICE + BLOCK + 4 * PAGE);
-    let vm = Vm::new(&[device, next]);
-    let report = vm.memory.insert(region(1, GPA, 2 * BLOCK, HVA)).unwrap();
-    assert_eq!(vm.leaf_bytes(GPA), BLOCK);
+    let first = span + 4 * page;
+    let vm = row.vm(&[
+        row.linear(hva, first, device),
+        row.linear(hva + first, span, device + first),
+    ]);
+    let report = vm.memory.insert(region(1, gpa, 2 * span, hva)).unwrap();
+    assert_eq!(vm.leaf_bytes(gpa), row.leaf_in(span));
     // Also when the address asked for is the first of the block.
-    assert_eq!(vm.leaf_bytes(GPA + BLOCK), PAGE);
-    assert_eq!(vm.mapped_bytes(), 2 * BLOCK);
-    let reasons = report.parts()[0].reasons();
-    assert!(reasons.contains(&(Reason::VmaBoundary, 4 * PAGE)));
+    assert_eq!(vm.leaf_bytes(gpa + span), page);
+    assert_eq!(vm.mapped_bytes(), 2 * span);
+    if row.has_blocks() {
+        let reasons = report.parts()[0].reasons();
+        assert!(reasons.contains(&(Reason::VmaBoundary, 4 * page)));
+    }
 }
 
-#[test]
-fn a_mapping_that_starts_in_the_middle_of_a_block_gets_pages_up_to_its_end() {
-    let device = Mapping::device(HVA + 4 * PAGE, 2 * BLOCK, DEVICE + 4 * PAGE);
-    let vm = Vm::new(&[device]);
-    vm.memory.insert(region(1, GPA, 4 * BLOCK, HVA)).unwrap();
-    assert_eq!(vm.leaf_bytes(GPA), 0);
-    assert_eq!(vm.leaf_bytes(GPA + 4 * PAGE), PAGE);
-    assert_eq!(vm.leaf_bytes(GPA + BLOCK), BLOCK);
-    assert_eq!(vm.leaf_bytes(GPA + 2 * BLOCK), PAGE);
-    assert_eq!(vm.mapped_bytes(), 2 * BLOCK);
+fn a_mapping_that_starts_in_the_middle_of_a_block_gets_pages_up_to_its_end<F: Format>(row: Row<F>) {
+    let (gpa, span, aside) = (row.gpa, row.span, 4 * row.page);
+    let linear = row.linear(row.hva + aside, 2 * span, row.device + aside);
+    let vm = row.vm(&[linear]);
+    vm.memory.insert(region(1, gpa, 4 * span, row.hva)).unwrap();
+    assert_eq!(vm.leaf_bytes(gpa), 0);
+    assert_eq!(vm.leaf_bytes(gpa + aside), row.page);
+    assert_eq!(vm.leaf_bytes(gpa + span), row.leaf_in(span));
+    assert_eq!(vm.leaf_bytes(gpa + 2 * span), row.page);
+    assert_eq!(vm.mapped_bytes(), 2 * span);
 }
 
-#[test]
-fn the_address_width_bounds_a_leaf_too() {
-    let last = (1 << 40) - BLOCK;
-    let ram = Mapping::ram(HVA, BLOCK).blocks(BLOCK);
-    assert_eq!(leaf(ram, last, BLOCK, HVA, BLOCK - PAGE), BLOCK);
+fn the_address_width_bounds_a_leaf_too<F: Format>(row: Row<F>) {
+    let touch = Touch {
+        gpa: (1 << row.bits) - row.span,
+        bytes: row.span,
+        hva: row.hva,
+        offset: row.span - row.page,
+    };
+    let ram = row.ram(row.hva, row.span).blocks(row.span);
+    assert_eq!(leaf(&row, ram, &touch), row.leaf_in(row.span));
+}
+
+crate::rows::for_every_format! {
+    a_leaf_is_as_large_as_everything_allows,
+    a_leaf_is_never_larger_than_the_format_has,
+    a_leaf_does_not_leave_the_slot,
+    ram_needs_guest_and_host_addresses_that_agree_in_the_block,
+    a_leaf_is_not_larger_than_the_host_s_block,
+    a_device_leaf_needs_a_physical_address_aligned_to_it,
+    a_device_leaf_does_not_leave_its_mapping,
+    a_mapping_that_starts_in_the_middle_of_a_block_gets_pages_up_to_its_end,
+    the_address_width_bounds_a_leaf_too,
 }

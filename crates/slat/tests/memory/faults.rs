@@ -12,21 +12,13 @@ use slat::table::simulated::Event;
 use slat::vcpu::{Denial, FaultError};
 use slat::{Fault, Outcome};
 
-use crate::rows::Row;
+use crate::rows::{MEMORY_TYPES, Row};
 use crate::scripted_host::{Failure, Mapping, hva_range};
 use crate::vm::{
     BLOCK, DEVICE, GPA, HVA, PAGE, Vm, fault, gpa_range, is_mapped, region, steps, unencodable,
 };
 
 const SLOT: SlotId = SlotId(1);
-
-const MEMORY_TYPES: [MemoryType; 5] = [
-    MemoryType::WriteBack,
-    MemoryType::WriteThrough,
-    MemoryType::NonCacheable,
-    MemoryType::Device,
-    MemoryType::DeviceStrict,
-];
 
 fn denied(gpa: u64, access: Access, reason: Denial) -> Outcome {
     Outcome::Denied {

@@ -2,6 +2,7 @@
 //! never overwritten.
 
 use slat::Outcome;
+use slat::host::PageKind;
 use slat::region::SlotId;
 use slat::table::address::Hpa;
 use slat::table::attributes::{Attributes, MemoryType, Permissions};
@@ -11,7 +12,7 @@ use slat::table::simulated::Event;
 
 use crate::rows::Row;
 use crate::scripted_host::{Block, hva_range};
-use crate::vm::{is_mapped, unencodable};
+use crate::vm::{gpa_range, is_mapped, unencodable};
 
 const SLOT: SlotId = SlotId(1);
 
@@ -78,6 +79,35 @@ fn a_page_that_needs_more_than_the_block_over_it_allows_breaks_the_block<F: Form
     assert_eq!(vm.leaf_bytes(row.gpa), page);
 }
 
+fn a_sibling_in_the_way_of_a_run_of_blocks_stays<F: Format>(row: Row<F>) {
+    for (level, run) in row.runs_of_blocks() {
+        let block = row.geometry.entry_bytes(level);
+        // Before the one asked for, and behind it.
+        for sibling in [1, 3] {
+            let vm = row.vm_on_fault(row.ram(row.hva, run));
+            let (gpa, there) = (row.gpa + sibling * block, sibling * block);
+            vm.host
+                .put_ram(row.hva + there, row.page, row.chosen + there);
+            assert!(is_mapped(&vm.read(gpa)));
+            // The host joins everything into one block, in which that page stays where it is.
+            vm.host.put_ram(row.hva, run, row.chosen);
+            let asked = 2 * block;
+            let outcome = vm.read(row.gpa + asked + row.page);
+            let expected = Outcome::Mapped {
+                slot: SLOT,
+                range: gpa_range(row.gpa + asked, block),
+                hpa: Hpa::new(row.chosen + asked),
+                kind: PageKind::Ram,
+            };
+            assert_eq!(outcome, expected);
+            assert_eq!(vm.leaf_bytes(row.gpa + asked), block);
+            assert_eq!(vm.leaf_bytes(gpa), row.page, "what is there stays");
+            assert_eq!(vm.machine.flushes(), 0);
+            assert_eq!(vm.read(row.gpa + asked), Outcome::Spurious { slot: SLOT });
+        }
+    }
+}
+
 fn a_leaf_of_another_memory_type_is_broken_not_changed<F: Format>(row: Row<F>) {
     let vm = row.vm_on_fault(row.ram(row.hva, row.page));
     assert!(is_mapped(&vm.read(row.gpa)));
@@ -106,5 +136,6 @@ crate::rows::for_every_format! {
     a_block_over_pages_breaks_them_first_and_then_arrives,
     a_page_under_a_block_that_allows_as_much_is_spurious,
     a_page_that_needs_more_than_the_block_over_it_allows_breaks_the_block,
+    a_sibling_in_the_way_of_a_run_of_blocks_stays,
     a_leaf_of_another_memory_type_is_broken_not_changed,
 }

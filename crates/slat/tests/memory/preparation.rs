@@ -4,19 +4,22 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use slat::Outcome;
-use slat::config::Config;
+use slat::config::WriteCheck;
 use slat::errno::Errno;
+use slat::host::PageKind;
 use slat::prepare::PrepareError;
 use slat::region::SlotId;
 use slat::report::{Backing, Reason};
-use slat::table::address::Gpa;
-use slat::table::attributes::{Access, MemoryType};
+use slat::table::address::{Gpa, Hpa};
+use slat::table::attributes::Access;
+use slat::table::format::Format;
 use slat::table::simulated::Event;
 use slat::transaction::TransactionError;
 use slat::vcpu::Denial;
 
+use crate::rows::{MEMORY_TYPES, Row};
 use crate::scripted_host::{Mapping, hva_range};
-use crate::vm::{DEVICE, GPA, HVA, MIB, MODERN, OLD, PAGE, Vm, is_mapped, region};
+use crate::vm::{is_mapped, region, steps};
 
 fn prepare_error(error: TransactionError) -> PrepareError {
     match error {
@@ -25,12 +28,13 @@ fn prepare_error(error: TransactionError) -> PrepareError {
     }
 }
 
-#[test]
-fn deleting_asks_nothing_of_the_mappings() {
-    let vm = Vm::new(&[Mapping::ram(HVA, PAGE)]);
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
-    vm.host_changes(hva_range(HVA, PAGE), |host| {
-        host.unmap(hva_range(HVA, PAGE));
+fn deleting_asks_nothing_of_the_mappings<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, row.page)]);
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
+    vm.host_changes(hva_range(row.hva, row.page), |host| {
+        host.unmap(hva_range(row.hva, row.page));
     });
     vm.host.questions();
     vm.memory.remove(SlotId(1)).unwrap();
@@ -38,30 +42,29 @@ fn deleting_asks_nothing_of_the_mappings() {
     vm.end();
 }
 
-#[test]
-fn the_guest_range_is_judged_before_the_mappings() {
-    let vm = Vm::new(&[Mapping::ram(HVA, PAGE).read_only()]);
-    let outside = region(1, 1 << 40, PAGE, HVA);
+fn the_guest_range_is_judged_before_the_mappings<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, row.page).read_only()]);
+    let outside = region(1, 1 << row.bits, row.page, row.hva);
     let error = vm.memory.insert(outside).unwrap_err();
     assert_eq!(error.errno(), Errno::EFAULT);
 }
 
-#[test]
-fn the_mappings_are_locked_while_the_host_is_peeked() {
-    let vm = Vm::new(&[Mapping::device(HVA, PAGE, DEVICE)]);
+fn the_mappings_are_locked_while_the_host_is_peeked<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.linear(row.hva, row.page, row.device)]);
     let locked = Arc::new(AtomicBool::new(false));
     let (host, seen) = (vm.host.clone(), Arc::clone(&locked));
     vm.host.during_next_question(move |_| {
         seen.store(host.is_locked(), Ordering::SeqCst);
     });
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
     assert!(locked.load(Ordering::SeqCst));
     assert!(!vm.host.is_locked());
 }
 
-#[test]
-fn holes_are_no_error_wherever_they_are() {
-    let page = |at: u64| Mapping::ram(HVA + at * PAGE, PAGE);
+fn holes_are_no_error_wherever_they_are<F: Format>(row: Row<F>) {
+    let page = |at: u64| row.ram(row.hva + at * row.page, row.page);
     let cases: [(&str, Vec<Mapping>); 4] = [
         ("everything", vec![]),
         ("first", vec![page(2)]),
@@ -69,8 +72,11 @@ fn holes_are_no_error_wherever_they_are() {
         ("between", vec![page(0), page(2)]),
     ];
     for (hole, mappings) in cases {
-        let vm = Vm::new(&mappings);
-        let report = vm.memory.insert(region(1, GPA, 3 * PAGE, HVA)).unwrap();
+        let vm = row.vm(&mappings);
+        let report = vm
+            .memory
+            .insert(region(1, row.gpa, 3 * row.page, row.hva))
+            .unwrap();
         let holes = report.parts().iter().filter(|part| {
             let noted = part.reasons() == [(Reason::Hole, part.range().bytes())];
             part.backing() == Backing::Hole && noted
@@ -84,99 +90,119 @@ fn holes_are_no_error_wherever_they_are() {
             .find(|part| part.backing() == Backing::Hole)
             .unwrap();
         vm.host
-            .map(Mapping::ram(gap.hva().start().raw(), gap.hva().bytes()));
+            .map(row.ram(gap.hva().start().raw(), gap.hva().bytes()));
         assert!(is_mapped(&vm.read(gap.range().start().raw())), "{hole}");
     }
 }
 
-#[test]
-fn a_writable_region_over_a_mapping_that_cannot_be_written_is_refused_with_eperm() {
-    let readable = Mapping::ram(HVA + PAGE, PAGE).read_only();
-    let vm = Vm::new(&[Mapping::ram(HVA, PAGE), readable]);
+fn a_writable_region_over_a_mapping_that_cannot_be_written_is_refused_with_eperm<F: Format>(
+    row: Row<F>,
+) {
+    let readable = row.ram(row.hva + row.page, row.page).read_only();
+    let vm = row.vm(&[row.ram(row.hva, row.page), readable]);
     let before = vm.state();
-    let error = vm.memory.insert(region(1, GPA, 2 * PAGE, HVA)).unwrap_err();
+    let error = vm
+        .memory
+        .insert(region(1, row.gpa, 2 * row.page, row.hva))
+        .unwrap_err();
     assert_eq!(error.errno(), Errno::EPERM);
     let (id, vma) = (SlotId(1), readable.vma.range);
     assert_eq!(prepare_error(error), PrepareError::NotWritable { id, vma });
     assert_eq!(vm.state(), before);
-    assert!(!vm.is_found(hva_range(HVA, 2 * PAGE)));
+    assert!(!vm.is_found(hva_range(row.hva, 2 * row.page)));
 }
 
-#[test]
-fn a_read_only_region_may_have_a_mapping_that_cannot_be_written() {
-    let vm = Vm::new(&[Mapping::ram(HVA, PAGE).read_only()]);
-    let flash = region(1, GPA, PAGE, HVA).read_only();
+fn a_read_only_region_may_have_a_mapping_that_cannot_be_written<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, row.page).read_only()]);
+    let flash = region(1, row.gpa, row.page, row.hva).read_only();
     vm.memory.insert(flash).unwrap();
-    assert!(is_mapped(&vm.read(GPA)));
-    assert_eq!(vm.sees(GPA).map(|(_, write)| write), Some(false));
+    assert!(is_mapped(&vm.read(row.gpa)));
+    assert_eq!(vm.sees(row.gpa).map(|(_, write)| write), Some(false));
 }
 
-#[test]
-fn a_lenient_check_creates_the_region_and_says_so() {
-    let vm = Vm::lenient(&[Mapping::ram(HVA, 2 * PAGE).read_only()]);
-    let report = vm.memory.insert(region(1, GPA, 2 * PAGE, HVA)).unwrap();
+fn a_lenient_check_creates_the_region_and_says_so<F: Format>(row: Row<F>) {
+    let vm = row.vm_with(
+        row.config().write_check(WriteCheck::Lenient),
+        &[row.ram(row.hva, 2 * row.page).read_only()],
+    );
+    let report = vm
+        .memory
+        .insert(region(1, row.gpa, 2 * row.page, row.hva))
+        .unwrap();
     let reasons = report.parts()[0].reasons();
     assert!(
-        reasons.contains(&(Reason::NotWritable, 2 * PAGE)),
+        reasons.contains(&(Reason::NotWritable, 2 * row.page)),
         "{report}"
     );
-    assert!(is_mapped(&vm.read(GPA)));
+    assert!(is_mapped(&vm.read(row.gpa)));
     let denied = Outcome::Denied {
         slot: SlotId(1),
-        gpa: Gpa::new(GPA),
+        gpa: Gpa::new(row.gpa),
         access: Access::Write,
         reason: Denial::NotPermitted,
     };
-    assert_eq!(vm.write(GPA), denied);
+    assert_eq!(vm.write(row.gpa), denied);
 }
 
-#[test]
-fn only_what_mapping_and_region_share_is_mapped() {
-    let device = Mapping::device(HVA - 3 * PAGE, 10 * PAGE, DEVICE);
-    let vm = Vm::new(&[device]);
-    let report = vm.memory.insert(region(1, GPA, 2 * PAGE, HVA)).unwrap();
-    assert_eq!(report.mapped_bytes(), 2 * PAGE);
-    assert_eq!(vm.mapped_bytes(), 2 * PAGE);
-    assert_eq!(vm.sees(GPA), Some((DEVICE + 3 * PAGE, true)));
-    assert_eq!(vm.sees(GPA + PAGE), Some((DEVICE + 4 * PAGE, true)));
-}
-
-#[test]
-fn device_memory_is_mapped_at_creation_and_takes_no_fault() {
-    let vm = Vm::new(&[Mapping::device(HVA, 3 * MIB, DEVICE)]);
-    let report = vm.memory.insert(region(1, GPA, 3 * MIB, HVA)).unwrap();
-    assert_eq!(report.mapped_bytes(), 3 * MIB);
-    for at in (0..3 * MIB).step_by(4096) {
-        assert_eq!(vm.sees(GPA + at), Some((DEVICE + at, true)));
-    }
-    let only_device = vm.leaves().iter().all(|leaf| !leaf.execute);
-    assert!(only_device, "device memory is not executable");
-}
-
-#[test]
-fn what_has_been_mapped_is_made_ready_for_the_guest_first() {
-    let vm = Vm::new(&[Mapping::device(HVA, PAGE, DEVICE)]);
-    vm.machine.record();
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
-    let events = vm.machine.take_events();
-    let at = |wanted: fn(&Event) -> bool| events.iter().position(wanted);
-    let prepared = at(|event| {
-        matches!(event, Event::Prepared { hpa, bytes: PAGE, memory: MemoryType::Device,
-            executable: false } if hpa.raw() == DEVICE)
-    });
-    let written = at(
-        |event| matches!(event, Event::Written { new, .. } if new & 3 == 3 && new >> 12 & 0xf_ffff_ffff == DEVICE >> 12),
+fn only_what_mapping_and_region_share_is_mapped<F: Format>(row: Row<F>) {
+    let device = row.linear(row.hva - 3 * row.page, 10 * row.page, row.device);
+    let vm = row.vm(&[device]);
+    let report = vm
+        .memory
+        .insert(region(1, row.gpa, 2 * row.page, row.hva))
+        .unwrap();
+    assert_eq!(report.mapped_bytes(), 2 * row.page);
+    assert_eq!(vm.mapped_bytes(), 2 * row.page);
+    assert_eq!(vm.sees(row.gpa), Some((row.device + 3 * row.page, true)));
+    assert_eq!(
+        vm.sees(row.gpa + row.page),
+        Some((row.device + 4 * row.page, true))
     );
+}
+
+fn device_memory_is_mapped_at_creation_and_takes_no_fault<F: Format>(row: Row<F>) {
+    let bytes = row.span + row.span / 2;
+    let vm = row.vm(&[row.linear(row.hva, bytes, row.device)]);
+    let report = vm
+        .memory
+        .insert(region(1, row.gpa, bytes, row.hva))
+        .unwrap();
+    assert_eq!(report.mapped_bytes(), bytes);
+    for at in steps(bytes, row.page) {
+        assert_eq!(vm.sees(row.gpa + at), Some((row.device + at, true)));
+    }
+    let executable = vm.leaves().iter().any(|leaf| leaf.execute);
+    let is_device = row.device_memory().is_some();
+    assert_eq!(executable, !is_device, "device memory is not executable");
+}
+
+fn what_has_been_mapped_is_made_ready_for_the_guest_first<F: Format>(row: Row<F>) {
+    let linear = row.linear(row.hva, row.page, row.device);
+    let vm = row.vm(&[linear]);
+    vm.machine.record();
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
+    let events = vm.machine.take_events();
+    let prepared = Event::Prepared {
+        hpa: Hpa::new(row.device),
+        bytes: row.page,
+        memory: linear.vma.memory,
+        executable: linear.vma.kind == PageKind::Ram,
+    };
+    let prepared = events.iter().position(|event| *event == prepared);
+    // The leaf is what was written last.
+    let is_write = |event: &Event| matches!(event, Event::Written { .. });
+    let written = events.iter().rposition(is_write);
     let published = events.iter().rposition(|event| *event == Event::Published);
     assert!(prepared.is_some() && prepared < written && written < published);
 }
 
-#[test]
-fn device_memory_with_dirty_logging_is_refused_with_einval() {
-    let device = Mapping::device(HVA, PAGE, DEVICE);
-    let vm = Vm::new(&[device]);
+fn device_memory_with_dirty_logging_is_refused_with_einval<F: Format>(row: Row<F>) {
+    let device = Mapping::device(row.hva, row.page, row.device);
+    let vm = row.vm(&[device]);
     let before = vm.state();
-    let logged = region(1, GPA, PAGE, HVA).log_dirty();
+    let logged = region(1, row.gpa, row.page, row.hva).log_dirty();
     let error = vm.memory.insert(logged).unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
     let (id, vma) = (SlotId(1), device.vma.range);
@@ -184,24 +210,22 @@ fn device_memory_with_dirty_logging_is_refused_with_einval() {
     assert_eq!(vm.state(), before);
 }
 
-#[test]
-fn the_first_mapping_that_does_not_suit_decides() {
-    let readable = Mapping::ram(HVA, PAGE).read_only();
-    let device = Mapping::device(HVA + PAGE, PAGE, DEVICE);
-    let vm = Vm::new(&[readable, device]);
-    let logged = |hva| region(1, GPA, 2 * PAGE, hva).log_dirty();
-    let error = vm.memory.insert(logged(HVA)).unwrap_err();
+fn the_first_mapping_that_does_not_suit_decides<F: Format>(row: Row<F>) {
+    let readable = row.ram(row.hva, row.page).read_only();
+    let device = Mapping::device(row.hva + row.page, row.page, row.device);
+    let vm = row.vm(&[readable, device]);
+    let logged = |hva| region(1, row.gpa, 2 * row.page, hva).log_dirty();
+    let error = vm.memory.insert(logged(row.hva)).unwrap_err();
     assert_eq!(error.errno(), Errno::EPERM);
-    let readable = Mapping::ram(HVA + 2 * PAGE, PAGE).read_only();
+    let readable = row.ram(row.hva + 2 * row.page, row.page).read_only();
     vm.host.map(readable);
-    let error = vm.memory.insert(logged(HVA + PAGE)).unwrap_err();
+    let error = vm.memory.insert(logged(row.hva + row.page)).unwrap_err();
     assert_eq!(error.errno(), Errno::EINVAL);
 }
 
-#[test]
-fn dirty_logging_is_refused_with_eopnotsupp_while_there_is_no_log() {
-    let vm = Vm::new(&[Mapping::ram(HVA, PAGE)]);
-    let logged = region(1, GPA, PAGE, HVA).log_dirty();
+fn dirty_logging_is_refused_with_eopnotsupp_while_there_is_no_log<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, row.page)]);
+    let logged = region(1, row.gpa, row.page, row.hva).log_dirty();
     let error = vm.memory.insert(logged).unwrap_err();
     assert_eq!(error.errno(), Errno::EOPNOTSUPP);
     let id = SlotId(1);
@@ -210,30 +234,43 @@ fn dirty_logging_is_refused_with_eopnotsupp_while_there_is_no_log() {
     assert!(vm.memory.slots().slots().is_empty());
 }
 
-#[test]
-fn cacheable_device_memory_is_refused_with_einval_where_it_cannot_be_honoured() {
-    let memory = MemoryType::WriteBack;
-    let device = Mapping::device(HVA, PAGE, DEVICE).memory(memory);
-    let vm = Vm::with(Config::new(), OLD, &[device]);
-    let error = vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap_err();
-    assert_eq!(error.errno(), Errno::EINVAL);
-    let (id, vma) = (SlotId(1), device.vma.range);
-    let expected = PrepareError::MemoryType { id, vma, memory };
-    assert_eq!(prepare_error(error), expected);
-    let vm = Vm::with(Config::new(), MODERN, &[device]);
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
-    assert_eq!(vm.memory_type(GPA), Some(memory));
+fn each_memory_type_reaches_the_tables_or_is_refused_with_einval<F: Format>(row: Row<F>) {
+    for memory in MEMORY_TYPES {
+        let device = Mapping::device(row.hva, row.page, row.device).memory(memory);
+        let vm = row.vm(&[device]);
+        let created = vm.memory.insert(region(1, row.gpa, row.page, row.hva));
+        if row.honours(memory) {
+            created.unwrap();
+            assert_eq!(vm.memory_type(row.gpa), Some(memory));
+            continue;
+        }
+        let error = created.unwrap_err();
+        assert_eq!(error.errno(), Errno::EINVAL);
+        let (id, vma) = (SlotId(1), device.vma.range);
+        let expected = match row.refuses_device(memory) {
+            // The guest could bypass it.
+            _ if !F::forces(&row.features, memory) => PrepareError::MemoryType { id, vma, memory },
+            Some(cause) => PrepareError::Unencodable { id, vma, cause },
+            None => panic!("{memory:?} is honoured"),
+        };
+        assert_eq!(prepare_error(error), expected);
+        assert!(vm.memory.slots().slots().is_empty());
+    }
 }
 
-#[test]
-fn each_memory_type_reaches_the_tables() {
-    use MemoryType::{Device, DeviceStrict, NonCacheable};
-    for memory in [Device, DeviceStrict, NonCacheable] {
-        let device = Mapping::device(HVA, PAGE, DEVICE).memory(memory);
-        for features in [OLD, MODERN] {
-            let vm = Vm::with(Config::new(), features, &[device]);
-            vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
-            assert_eq!(vm.memory_type(GPA), Some(memory));
-        }
-    }
+crate::rows::for_every_format! {
+    deleting_asks_nothing_of_the_mappings,
+    the_guest_range_is_judged_before_the_mappings,
+    the_mappings_are_locked_while_the_host_is_peeked,
+    holes_are_no_error_wherever_they_are,
+    a_writable_region_over_a_mapping_that_cannot_be_written_is_refused_with_eperm,
+    a_read_only_region_may_have_a_mapping_that_cannot_be_written,
+    a_lenient_check_creates_the_region_and_says_so,
+    only_what_mapping_and_region_share_is_mapped,
+    device_memory_is_mapped_at_creation_and_takes_no_fault,
+    what_has_been_mapped_is_made_ready_for_the_guest_first,
+    device_memory_with_dirty_logging_is_refused_with_einval,
+    the_first_mapping_that_does_not_suit_decides,
+    dirty_logging_is_refused_with_eopnotsupp_while_there_is_no_log,
+    each_memory_type_reaches_the_tables_or_is_refused_with_einval,
 }

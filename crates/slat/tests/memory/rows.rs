@@ -16,6 +16,15 @@ use slat::table::geometry::{Geometry, Level};
 use crate::scripted_host::{Mapping, ScriptedHost};
 use crate::vm::{Machine, Vm, region};
 
+/// All of them.
+pub(crate) const MEMORY_TYPES: [MemoryType; 5] = [
+    MemoryType::WriteBack,
+    MemoryType::WriteThrough,
+    MemoryType::NonCacheable,
+    MemoryType::Device,
+    MemoryType::DeviceStrict,
+];
+
 /// Where most mappings begin: aligned for every block of every format.
 const HVA: u64 = 1 << 56;
 
@@ -93,6 +102,17 @@ impl<F: Format> Row<F> {
         fitting.collect()
     }
 
+    /// The runs of blocks, of at least four, as far as they fit into a slot and the host's memory.
+    pub(crate) fn runs_of_blocks(&self) -> Vec<(Level, u64)> {
+        let blocks = self.geometry.leaf_levels_up().skip(1);
+        let runs = blocks.filter_map(|level| Some((level, self.geometry.run_bytes(level)?)));
+        runs.filter(|(level, run)| {
+            let room = self.gpa.min(self.host_end >> 3);
+            *run <= room && 4 * self.geometry.entry_bytes(*level) <= *run
+        })
+        .collect()
+    }
+
     /// A size of several spans: that of the smallest leaf over them, or four spans.
     pub(crate) fn large(&self) -> u64 {
         let smallest = self.large_leaves().last().map(|(_, bytes)| *bytes);
@@ -115,14 +135,17 @@ impl<F: Format> Row<F> {
         F::leaf(&self.features, Level::PAGE, Hpa::new(0), device).err()
     }
 
+    /// Whether device memory of this type is mapped, and is what the guest gets.
+    pub(crate) fn honours(&self, memory: MemoryType) -> bool {
+        F::forces(&self.features, memory) && self.refuses_device(memory).is_none()
+    }
+
     /// How a host maps device memory on this hardware; `None` if it cannot be mapped at all: it
     /// must not be executable, which early s390 cannot say.
     pub(crate) fn device_memory(&self) -> Option<MemoryType> {
         [MemoryType::Device, MemoryType::WriteBack]
             .into_iter()
-            .find(|memory| {
-                F::forces(&self.features, *memory) && self.refuses_device(*memory).is_none()
-            })
+            .find(|memory| self.honours(*memory))
     }
 
     /// Memory that faults bring page by page.

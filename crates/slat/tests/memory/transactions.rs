@@ -5,39 +5,43 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use slat::Outcome;
 use slat::region::SlotId;
 use slat::table::attributes::Access;
+use slat::table::format::Format;
 use slat::table::simulated::Event;
 
-use crate::scripted_host::{Mapping, hva_range};
-use crate::vm::{BLOCK, DEVICE, GIB, GPA, HVA, PAGE, Vm, fault, is_mapped, region};
+use crate::rows::Row;
+use crate::scripted_host::hva_range;
+use crate::vm::{Vm, fault, is_mapped, region};
 
-fn device(bytes: u64) -> Vm {
-    Vm::new(&[Mapping::device(HVA, bytes, DEVICE)])
+fn device<F: Format>(row: &Row<F>, bytes: u64) -> Vm<F> {
+    row.vm(&[row.linear(row.hva, bytes, row.device)])
 }
 
-#[test]
-fn after_a_delete_every_access_is_mmio_and_a_new_slot_sees_fresh_memory() {
-    let vm = Vm::new(&[Mapping::ram(HVA, 2 * PAGE)]);
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+fn after_a_delete_every_access_is_mmio_and_a_new_slot_sees_fresh_memory<F: Format>(row: Row<F>) {
+    let vm = row.vm(&[row.ram(row.hva, 2 * row.page)]);
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
     let mut vcpu = vm.memory.vcpu();
-    assert!(is_mapped(&fault(&mut vcpu, GPA, Access::Write)));
-    let old = vm.sees(GPA);
+    assert!(is_mapped(&fault(&mut vcpu, row.gpa, Access::Write)));
+    let old = vm.sees(row.gpa);
     vm.memory.remove(SlotId(1)).unwrap();
     for access in [Access::Read, Access::Write, Access::Execute] {
-        let outcome = fault(&mut vcpu, GPA, access);
+        let outcome = fault(&mut vcpu, row.gpa, access);
         assert!(matches!(outcome, Outcome::Mmio { .. }));
     }
-    assert_eq!(vm.sees(GPA), None);
-    vm.memory.insert(region(1, GPA, PAGE, HVA + PAGE)).unwrap();
-    assert!(is_mapped(&fault(&mut vcpu, GPA, Access::Write)));
-    assert_ne!(vm.sees(GPA), old);
-    assert_eq!(vm.sees(GPA), vm.host.look(HVA + PAGE));
+    assert_eq!(vm.sees(row.gpa), None);
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva + row.page))
+        .unwrap();
+    assert!(is_mapped(&fault(&mut vcpu, row.gpa, Access::Write)));
+    assert_ne!(vm.sees(row.gpa), old);
+    assert_eq!(vm.sees(row.gpa), vm.host.look(row.hva + row.page));
 }
 
-#[test]
-fn a_delete_is_flushed_before_it_returns_and_gives_the_tables_back() {
-    let vm = device(BLOCK + PAGE);
+fn a_delete_is_flushed_before_it_returns_and_gives_the_tables_back<F: Format>(row: Row<F>) {
+    let vm = device(&row, row.span + row.page);
     let empty = vm.state();
-    let slot = region(1, GPA + PAGE, BLOCK, HVA);
+    let slot = region(1, row.gpa + row.page, row.span, row.hva);
     vm.memory.insert(slot).unwrap();
     vm.machine.record();
     vm.memory.remove(SlotId(1)).unwrap();
@@ -53,62 +57,75 @@ fn a_delete_is_flushed_before_it_returns_and_gives_the_tables_back() {
     vm.end();
 }
 
-#[test]
-fn a_delete_leaves_the_neighbours_alone() {
-    let vm = device(4 * PAGE);
+fn a_delete_leaves_the_neighbours_alone<F: Format>(row: Row<F>) {
+    let vm = device(&row, 4 * row.page);
     for id in 0..4u32 {
-        let at = u64::from(id) * PAGE;
+        let at = u64::from(id) * row.page;
         vm.memory
-            .insert(region(id, GPA + at, PAGE, HVA + at))
+            .insert(region(id, row.gpa + at, row.page, row.hva + at))
             .unwrap();
     }
     vm.memory.remove(SlotId(2)).unwrap();
     for id in 0..4 {
-        let expected = (id != 2).then_some((DEVICE + id * PAGE, true));
-        assert_eq!(vm.sees(GPA + id * PAGE), expected);
+        let expected = (id != 2).then_some((row.device + id * row.page, true));
+        assert_eq!(vm.sees(row.gpa + id * row.page), expected);
     }
 }
 
-#[test]
-fn deleting_and_creating_one_id_in_one_transaction_moves_it() {
-    let vm = device(2 * PAGE);
-    vm.memory.insert(region(1, GPA, PAGE, HVA + PAGE)).unwrap();
+fn deleting_and_creating_one_id_in_one_transaction_moves_it<F: Format>(row: Row<F>) {
+    let vm = device(&row, 2 * row.page);
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva + row.page))
+        .unwrap();
     let transaction = vm.memory.transaction();
     let moved = transaction
-        .create(region(1, GPA + PAGE, PAGE, HVA + PAGE))
+        .create(region(1, row.gpa + row.page, row.page, row.hva + row.page))
         .delete(SlotId(1));
     moved.commit().unwrap();
-    assert_eq!(vm.sees(GPA), None);
-    assert_eq!(vm.sees(GPA + PAGE), Some((DEVICE + PAGE, true)));
+    assert_eq!(vm.sees(row.gpa), None);
+    assert_eq!(
+        vm.sees(row.gpa + row.page),
+        Some((row.device + row.page, true))
+    );
 }
 
-#[test]
-fn a_replacement_of_the_same_id_stays_visible_to_invalidations() {
+fn a_replacement_of_the_same_id_stays_visible_to_invalidations<F: Format>(row: Row<F>) {
     // Whether it lies before the old one in host memory, behind it, or at the same place.
-    for (old, new) in [(HVA + PAGE, HVA), (HVA, HVA + PAGE), (HVA, HVA)] {
-        let vm = device(2 * PAGE);
-        vm.memory.insert(region(1, GPA, PAGE, old)).unwrap();
+    for (old, new) in [
+        (row.hva + row.page, row.hva),
+        (row.hva, row.hva + row.page),
+        (row.hva, row.hva),
+    ] {
+        let vm = device(&row, 2 * row.page);
+        vm.memory.insert(region(1, row.gpa, row.page, old)).unwrap();
         let transaction = vm.memory.transaction().delete(SlotId(1));
         transaction
-            .create(region(1, 2 * GPA, PAGE, new))
+            .create(region(1, 2 * row.gpa, row.page, new))
             .commit()
             .unwrap();
-        assert_eq!(vm.sees(2 * GPA), Some((DEVICE + (new - HVA), true)));
-        assert!(vm.is_found(hva_range(new, PAGE)));
-        assert_eq!(vm.sees(2 * GPA), None);
+        assert_eq!(
+            vm.sees(2 * row.gpa),
+            Some((row.device + (new - row.hva), true))
+        );
+        assert!(vm.is_found(hva_range(new, row.page)));
+        assert_eq!(vm.sees(2 * row.gpa), None);
         if old != new {
-            assert!(!vm.is_found(hva_range(old, PAGE)), "the old one has left");
+            assert!(
+                !vm.is_found(hva_range(old, row.page)),
+                "the old one has left"
+            );
         }
     }
 }
 
-#[test]
-fn old_and_new_slot_are_both_invalidated_while_one_replaces_the_other() {
+fn old_and_new_slot_are_both_invalidated_while_one_replaces_the_other<F: Format>(row: Row<F>) {
     // Same id, same host address, other guest address: in the middle of the old one's removal
     // the host takes the page back, when the new one has just been faulted in.
-    let vm = device(PAGE);
-    let new = 2 * GPA + BLOCK;
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+    let vm = device(&row, row.page);
+    let new = 2 * row.gpa + row.span;
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
     let memory = std::sync::Arc::downgrade(&vm.memory);
     let first = AtomicBool::new(true);
     vm.machine.on_flush(move |_| {
@@ -118,68 +135,69 @@ fn old_and_new_slot_are_both_invalidated_while_one_replaces_the_other() {
         if first.swap(false, Ordering::SeqCst) {
             let outcome = fault(&mut memory.vcpu(), new, Access::Read);
             assert!(is_mapped(&outcome), "the new set is out: {outcome:?}");
-            let gone = memory.invalidate(hva_range(HVA, PAGE));
+            let gone = memory.invalidate(hva_range(row.hva, row.page));
             assert_eq!(memory.translate(slat::table::address::Gpa::new(new)), None);
             drop(gone);
         }
     });
     let transaction = vm.memory.transaction().delete(SlotId(1));
-    let replaced = transaction.create(region(1, new, PAGE, HVA));
+    let replaced = transaction.create(region(1, new, row.page, row.hva));
     replaced.commit().unwrap();
     vm.machine.clear_flush_hook();
-    assert_eq!(vm.sees(GPA), None);
+    assert_eq!(vm.sees(row.gpa), None);
 }
 
-#[test]
-fn a_read_only_replacement_leaves_nothing_writable() {
-    let vm = device(BLOCK);
-    vm.memory.insert(region(1, GPA, BLOCK, HVA)).unwrap();
+fn a_read_only_replacement_leaves_nothing_writable<F: Format>(row: Row<F>) {
+    let vm = device(&row, row.span);
+    vm.memory
+        .insert(region(1, row.gpa, row.span, row.hva))
+        .unwrap();
     let transaction = vm.memory.transaction().delete(SlotId(1));
-    let locked = region(2, GPA, BLOCK, HVA).read_only();
+    let locked = region(2, row.gpa, row.span, row.hva).read_only();
     transaction.create(locked).commit().unwrap();
-    assert_eq!(vm.sees(GPA), Some((DEVICE, false)));
-    assert_eq!(vm.mapped_bytes(), BLOCK);
+    assert_eq!(vm.sees(row.gpa), Some((row.device, false)));
+    assert_eq!(vm.mapped_bytes(), row.span);
 }
 
-#[test]
-fn one_slot_can_be_split_in_two_with_no_moment_between() {
-    let vm = device(2 * BLOCK);
-    vm.memory.insert(region(1, GPA, 2 * BLOCK, HVA)).unwrap();
+fn one_slot_can_be_split_in_two_with_no_moment_between<F: Format>(row: Row<F>) {
+    let vm = device(&row, 2 * row.span);
+    vm.memory
+        .insert(region(1, row.gpa, 2 * row.span, row.hva))
+        .unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (vm, stop) = (&vm, &stop);
         scope.spawn(move || {
             let mut vcpu = vm.memory.vcpu();
             while !stop.load(Ordering::Relaxed) {
-                let outcome = fault(&mut vcpu, GPA + BLOCK, Access::Read);
+                let outcome = fault(&mut vcpu, row.gpa + row.span, Access::Read);
                 let mmio = matches!(outcome, Outcome::Mmio { .. });
                 assert!(!mmio, "a hole between the old set and the new");
             }
         });
-        for _ in 0..50 {
+        for _ in 0..10 {
             let split = vm.memory.transaction().delete(SlotId(1));
             split
-                .create(region(2, GPA, BLOCK, HVA))
-                .create(region(3, GPA + BLOCK, BLOCK, HVA + BLOCK))
+                .create(region(2, row.gpa, row.span, row.hva))
+                .create(region(3, row.gpa + row.span, row.span, row.hva + row.span))
                 .commit()
                 .unwrap();
             let join = vm.memory.transaction().delete(SlotId(2));
-            let whole = region(1, GPA, 2 * BLOCK, HVA);
+            let whole = region(1, row.gpa, 2 * row.span, row.hva);
             join.delete(SlotId(3)).create(whole).commit().unwrap();
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(vm.read(GPA) != Outcome::Retry || is_mapped(&vm.read(GPA)));
+    assert!(vm.read(row.gpa) != Outcome::Retry || is_mapped(&vm.read(row.gpa)));
 }
 
-#[test]
-fn reports_come_in_the_order_of_the_regions() {
-    let vm = device(4 * PAGE);
+fn reports_come_in_the_order_of_the_regions<F: Format>(row: Row<F>) {
+    let vm = device(&row, 4 * row.page);
     let transaction = vm.memory.transaction();
     let reports = transaction
-        .create(region(9, 3 * GPA, PAGE, HVA))
-        .create(region(2, GPA, PAGE, HVA))
-        .create(region(5, 2 * GPA, PAGE, HVA))
+        .create(region(9, 3 * row.gpa, row.page, row.hva))
+        .create(region(2, row.gpa, row.page, row.hva))
+        .create(region(5, 2 * row.gpa, row.page, row.hva))
         .commit()
         .unwrap();
     let ids: Vec<u32> = reports.iter().map(|report| report.id().0).collect();
@@ -193,35 +211,51 @@ fn reports_come_in_the_order_of_the_regions() {
     );
 }
 
-#[test]
-fn an_empty_transaction_changes_nothing() {
-    let vm = device(PAGE);
-    vm.memory.insert(region(1, GPA, PAGE, HVA)).unwrap();
+fn an_empty_transaction_changes_nothing<F: Format>(row: Row<F>) {
+    let vm = device(&row, row.page);
+    vm.memory
+        .insert(region(1, row.gpa, row.page, row.hva))
+        .unwrap();
     let before = vm.state();
     assert!(vm.memory.transaction().commit().unwrap().is_empty());
     assert_eq!(vm.state(), before);
 }
 
-#[test]
-fn a_vcpu_s_last_slot_is_not_taken_for_another_after_a_change() {
-    let vm = device(4 * PAGE);
+fn a_vcpu_s_last_slot_is_not_taken_for_another_after_a_change<F: Format>(row: Row<F>) {
+    let vm = device(&row, 4 * row.page);
     for id in 0..3u32 {
-        let at = u64::from(id) * PAGE;
-        let gpa = GPA + u64::from(id) * GIB;
-        vm.memory.insert(region(id, gpa, PAGE, HVA + at)).unwrap();
+        let at = u64::from(id) * row.page;
+        let gpa = (1 + u64::from(id)) * row.gpa;
+        vm.memory
+            .insert(region(id, gpa, row.page, row.hva + at))
+            .unwrap();
     }
     let mut vcpu = vm.memory.vcpu();
     let slot = SlotId(2);
-    let outcome = fault(&mut vcpu, GPA + 2 * GIB, Access::Read);
+    let outcome = fault(&mut vcpu, 3 * row.gpa, Access::Read);
     assert_eq!(outcome, Outcome::Spurious { slot });
     vm.memory.remove(SlotId(0)).unwrap();
-    let outcome = fault(&mut vcpu, GPA + 2 * GIB, Access::Read);
+    let outcome = fault(&mut vcpu, 3 * row.gpa, Access::Read);
     assert_eq!(outcome, Outcome::Spurious { slot });
     let slot = SlotId(1);
-    let outcome = fault(&mut vcpu, GPA + GIB, Access::Read);
+    let outcome = fault(&mut vcpu, 2 * row.gpa, Access::Read);
     assert_eq!(outcome, Outcome::Spurious { slot });
     assert!(matches!(
-        fault(&mut vcpu, GPA, Access::Read),
+        fault(&mut vcpu, row.gpa, Access::Read),
         Outcome::Mmio { .. }
     ));
+}
+
+crate::rows::for_every_format! {
+    after_a_delete_every_access_is_mmio_and_a_new_slot_sees_fresh_memory,
+    a_delete_is_flushed_before_it_returns_and_gives_the_tables_back,
+    a_delete_leaves_the_neighbours_alone,
+    deleting_and_creating_one_id_in_one_transaction_moves_it,
+    a_replacement_of_the_same_id_stays_visible_to_invalidations,
+    old_and_new_slot_are_both_invalidated_while_one_replaces_the_other,
+    a_read_only_replacement_leaves_nothing_writable,
+    one_slot_can_be_split_in_two_with_no_moment_between,
+    reports_come_in_the_order_of_the_regions,
+    an_empty_transaction_changes_nothing,
+    a_vcpu_s_last_slot_is_not_taken_for_another_after_a_change,
 }

@@ -44,13 +44,6 @@ pub(crate) const MODERN: Arm64Features = Arm64Features {
     coherent_instruction_cache: true,
 };
 
-/// A CPU whose guests can bypass caches.
-pub(crate) const OLD: Arm64Features = Arm64Features {
-    force_write_back: false,
-    coherent_instruction_cache: false,
-    ..MODERN
-};
-
 /// A VM; of a scenario that is about one format, on Arm with pages of 4 KiB.
 pub(crate) struct Vm<F: Format = Arm64> {
     pub(crate) memory: Arc<Memory<F>>,
