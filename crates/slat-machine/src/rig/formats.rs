@@ -6,6 +6,7 @@ use core::fmt;
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, MemoryType, Permissions};
 use slat_table::every_format;
+use slat_table::format::Format as _;
 use slat_table::geometry::{Geometry, Level};
 
 use super::plan::{Features, Plan};
@@ -18,6 +19,7 @@ pub struct Row {
     address_bits: u8,
     geometry: fn(u8, Features) -> Option<Geometry>,
     devices: fn(Features) -> bool,
+    fills_tables: fn() -> bool,
     run: fn(&Plan, &Options) -> Result<Outcome, RigError>,
 }
 
@@ -29,6 +31,7 @@ macro_rules! rows {
             address_bits: $address_bits,
             geometry: |bits, has| geometry::<$($format)::+>($($features)::+, bits, has),
             devices: |has| has_devices::<$($format)::+>($($features)::+, has),
+            fills_tables: || <$($format)::+>::empty(Level::PAGE) != 0,
             run: |plan, options| run_on::<$($format)::+>(plan, options, $($features)::+),
         }),*];
     };
@@ -54,13 +57,18 @@ impl Row {
 
     /// The tree for guest addresses of so many bits; `None` if CPUs that have `has` cannot do so
     /// many or so few.
-    pub(crate) fn geometry(&self, address_bits: u8, has: Features) -> Option<Geometry> {
+    pub fn geometry(&self, address_bits: u8, has: Features) -> Option<Geometry> {
         (self.geometry)(address_bits, has)
     }
 
     /// Whether device memory can be mapped so that it holds against the guest.
-    pub(crate) fn has_devices(&self, has: Features) -> bool {
+    pub fn has_devices(&self, has: Features) -> bool {
         (self.devices)(has)
+    }
+
+    /// Whether an empty entry is not zero, so that a new table takes a store for each of them.
+    pub fn fills_tables(&self) -> bool {
+        (self.fills_tables)()
     }
 
     pub(crate) fn run(&self, plan: &Plan, options: &Options) -> Result<Outcome, RigError> {
