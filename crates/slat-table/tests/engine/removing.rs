@@ -145,76 +145,98 @@ fn splitting_keeps_every_attribute<F: Format>(features: F::Features, bits: u8) {
     }
 }
 
-/// Maps the smallest block there is at the start; `None` where there are none.
-fn with_a_block<F: Format>(features: F::Features, bits: u8) -> Option<(Bench<F>, GpaRange)> {
-    let bench = Bench::<F>::new(features, bits);
-    let (level, bytes) = *bench.blocks().first()?;
-    let block = range(0, bytes);
-    bench.map(block, bench.host, level, RAM);
-    Some((bench, block))
+/// A table with what can be taken apart mapped at its start: the smallest block there is, or a run
+/// of pages.
+struct Whole<F: Format> {
+    bench: Bench<F>,
+    range: GpaRange,
+    /// It is taken out, and everyone forgets it, before its pieces stand in its place.
+    breaks: bool,
+}
+
+fn wholes<F: Format>(features: F::Features, bits: u8) -> Vec<Whole<F>> {
+    let sizes = Bench::<F>::new(features, bits);
+    let block = sizes.blocks().first().copied();
+    let run = sizes
+        .table
+        .geometry()
+        .run_bytes(PAGE)
+        .map(|run| (PAGE, run));
+    let map = |(level, bytes)| {
+        let bench = Bench::<F>::new(features, bits);
+        let range = range(0, bytes);
+        bench.map(range, bench.host, level, RAM);
+        let breaks = level == PAGE || F::rules(&features).break_before_make;
+        Whole {
+            bench,
+            range,
+            breaks,
+        }
+    };
+    block.into_iter().chain(run).map(map).collect()
+}
+
+/// Has the fourth page removed in the middle of the next flush.
+fn remove_during_flush<F: Format>(bench: &Bench<F>) {
+    let (inside, gone) = (Arc::clone(&bench.table), bench.page(3 * bench.page));
+    let once = AtomicBool::new(false);
+    bench.machine.on_flush(move |_| {
+        if !once.swap(true, Ordering::SeqCst) {
+            unmap(&inside, &gone);
+        }
+    });
 }
 
 fn a_split_does_not_bring_back_what_was_removed_meanwhile<F: Format>(
     features: F::Features,
     bits: u8,
 ) {
-    let Some((bench, block)) = with_a_block::<F>(features, bits) else {
-        return;
-    };
-    // While the block is broken, a whole removal comes and goes. It finds nothing there.
-    let (inside, gone) = (Arc::clone(&bench.table), bench.page(3 * bench.page));
-    let once = AtomicBool::new(false);
-    bench.machine.on_flush(move |_| {
-        if !once.swap(true, Ordering::SeqCst) {
-            unmap(&inside, &gone);
-        }
-    });
-    bench.split(&block);
-    bench.machine.clear_flush_hook();
-    assert_eq!(
-        bench.look(3 * bench.page),
-        None,
-        "the removal's owner relies on it"
-    );
+    for Whole { bench, range, .. } in wholes::<F>(features, bits) {
+        // While it is broken, a whole removal comes and goes. It finds nothing there.
+        remove_during_flush(&bench);
+        bench.split(&range);
+        bench.machine.clear_flush_hook();
+        assert_eq!(
+            bench.look(3 * bench.page),
+            None,
+            "the removal's owner relies on it"
+        );
+    }
 }
 
 fn a_split_does_not_bring_back_what_is_being_removed<F: Format>(features: F::Features, bits: u8) {
-    let Some((bench, block)) = with_a_block::<F>(features, bits) else {
-        return;
-    };
-    let marks = Arc::new(Mutex::new(None));
-    let (raised, inside) = (Arc::clone(&marks), Arc::clone(&bench.table));
-    let going = bench.page(3 * bench.page);
-    bench.machine.on_flush(move |_| {
-        let mut raised = raised.lock().unwrap();
-        if raised.is_none() {
-            *raised = Some(inside.restrict(&going).leave_raised());
-        }
-    });
-    bench.split(&block);
-    bench.machine.clear_flush_hook();
-    // Where a block is replaced at once, that was over before the flush.
-    let broken = F::rules(&features).break_before_make;
-    assert_eq!(bench.look(3 * bench.page).is_none(), broken);
-    let raised = marks.lock().unwrap().take();
-    assert!(bench.table.lower(raised.unwrap()));
+    for whole in wholes::<F>(features, bits) {
+        let Whole {
+            bench,
+            range,
+            breaks,
+        } = whole;
+        let marks = Arc::new(Mutex::new(None));
+        let (raised, inside) = (Arc::clone(&marks), Arc::clone(&bench.table));
+        let going = bench.page(3 * bench.page);
+        bench.machine.on_flush(move |_| {
+            let mut raised = raised.lock().unwrap();
+            if raised.is_none() {
+                *raised = Some(inside.restrict(&going).leave_raised());
+            }
+        });
+        bench.split(&range);
+        bench.machine.clear_flush_hook();
+        // Where a block is replaced at once, that was over before the flush.
+        assert_eq!(bench.look(3 * bench.page).is_none(), breaks);
+        let raised = marks.lock().unwrap().take();
+        assert!(bench.table.lower(raised.unwrap()));
+    }
 }
 
 fn an_unmapping_that_splits_yields_to_another_removal<F: Format>(features: F::Features, bits: u8) {
-    let Some((bench, _)) = with_a_block::<F>(features, bits) else {
-        return;
-    };
-    let (inside, gone) = (Arc::clone(&bench.table), bench.page(3 * bench.page));
-    let once = AtomicBool::new(false);
-    bench.machine.on_flush(move |_| {
-        if !once.swap(true, Ordering::SeqCst) {
-            unmap(&inside, &gone);
-        }
-    });
-    bench.unmap_exactly(&bench.page(8 * bench.page));
-    bench.machine.clear_flush_hook();
-    assert_eq!(bench.look(3 * bench.page), None);
-    assert_eq!(bench.look(8 * bench.page), None);
+    for Whole { bench, .. } in wholes::<F>(features, bits) {
+        remove_during_flush(&bench);
+        bench.unmap_exactly(&bench.page(5 * bench.page));
+        bench.machine.clear_flush_hook();
+        assert_eq!(bench.look(3 * bench.page), None);
+        assert_eq!(bench.look(5 * bench.page), None);
+    }
 }
 
 fn a_covered_table_goes_whole_and_is_freed_after_the_flush<F: Format>(

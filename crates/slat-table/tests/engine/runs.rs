@@ -258,6 +258,8 @@ fn a_run_is_young_and_dirty_as_a_whole<F: Format>(features: F::Features, bits: u
         let to = hpa(base.raw() + run - leaf);
         let new = F::leaf(&features, level, to, dirty).expect("a leaf");
         Observer::<F>::write(&bench.machine, entry, old, new);
+        let first = range(0, PAGE_SIZE);
+        assert!(bench.table.test_young(&first), "used in whichever entry");
         assert!(
             bench
                 .table
