@@ -178,8 +178,16 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Mapped, PopulateError> {
         let attributes = attributes::<F>(request, page, self.table.features())?;
-        let leaves = self.leaves(plan, attributes)?;
-        let range = leaves.range();
+        let encoded = self
+            .table
+            .leaves(plan.range, plan.hpa, plan.level, attributes);
+        let leaves = match encoded {
+            Ok(leaves) => leaves,
+            Err(LeavesError::Carry { front }) => {
+                return self.install_front(request, plan, front, page, snapshot, tables);
+            }
+            Err(error) => return Err(error.into()),
+        };
         // A logged page is made writable, and not, by itself.
         let leaves = if request.slot.logs_dirty() {
             leaves.without_runs()
@@ -189,47 +197,50 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         let executable = attributes.permissions.execute != Execute::Never;
         self.table
             .platform()
-            .prepare(plan.hpa, range.bytes(), page.memory, executable);
+            .prepare(plan.hpa, plan.range.bytes(), page.memory, executable);
 
-        let (installed, leaf) = if snapshot.set().is_one() {
-            let hold = self.table.hold_span(range.start());
+        let installed = if snapshot.set().is_one() {
+            let hold = self.table.hold_span(plan.range.start());
             self.install_under(hold, request, snapshot, &leaves, tables)?
         } else {
             let hold = self.table.hold(&plan.range);
             self.install_under(hold, request, snapshot, &leaves, tables)?
         };
-        self.table.settle(&installed, range);
-        if let Some(conflict) = installed.conflict {
-            self.clear_away(&conflict);
-            return Err(PopulateError::Retry);
-        }
+        self.table.settle(&installed, plan.range);
         let mapped = Mapped {
-            range,
+            range: plan.range,
             level: plan.level,
             leaf: plan.leaf,
             page: *page,
             hpa: plan.hpa,
             installed,
         };
-        Ok(match leaf {
-            Some(leaf) => mapped.only(leaf),
-            None => mapped,
-        })
-    }
-
-    /// Encodes what is to be installed: of leaves that cannot be counted through in one go, those
-    /// from the start on that can. The rest is another step.
-    #[inline]
-    fn leaves(&self, plan: &Plan, attributes: Attributes) -> Result<Leaves, LeavesError> {
-        let encode = |range| self.table.leaves(range, plan.hpa, plan.level, attributes);
-        match encode(plan.range) {
-            Err(LeavesError::Carry { front }) => encode(front),
-            leaves => leaves,
+        if installed.conflict.is_some() {
+            return self.install_one(request, snapshot, &leaves, mapped, tables);
         }
+        Ok(mapped)
     }
 
-    /// P3: checks, in this order, under the stripes; then installs. Of a run that something is in
-    /// the way of it may be one leaf only, which is then returned.
+    /// Of leaves that cannot be counted through in one go, installs those in `front`, which can.
+    /// The rest is another step.
+    #[cold]
+    fn install_front(
+        &self,
+        request: &Request<'_>,
+        plan: &Plan,
+        front: GpaRange,
+        page: &HostPage,
+        snapshot: &Snapshot,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Mapped, PopulateError> {
+        let front = Plan {
+            range: front,
+            ..*plan
+        };
+        self.install(request, &front, page, snapshot, tables)
+    }
+
+    /// P3: checks, in this order, under the stripes; then installs.
     #[inline]
     fn install_under<const N: usize>(
         &self,
@@ -238,37 +249,46 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         snapshot: &Snapshot,
         leaves: &Leaves,
         tables: &mut TableCache<'_, F, P>,
-    ) -> Result<(Installed, Option<GpaRange>), PopulateError> {
+    ) -> Result<Installed, PopulateError> {
         if self.published.generation() != request.generation || !hold.is_current(snapshot) {
             return Err(PopulateError::Retry);
         }
-        let mut installed = hold
-            .install(leaves, tables)
-            .map_err(|_| PopulateError::Retry)?;
-        let leaf = if installed.conflict.is_some() {
-            self.install_one(&mut hold, request, leaves, tables, &mut installed)
-        } else {
-            None
-        };
-        Ok((installed, leaf))
+        hold.install(leaves, tables)
+            .map_err(|_| PopulateError::Retry)
     }
 
     /// P4: what is in the way of a run's other leaves, such as a sibling that has a table of its
-    /// own, is not in the way of the one that was asked for. That one is installed alone.
+    /// own, is not in the way of the one that was asked for: that one is then installed alone.
+    /// Anything else is cleared away. `mapped` is what was done before.
     #[cold]
-    fn install_one<const N: usize>(
+    fn install_one(
         &self,
-        hold: &mut Hold<'_, F, P, N>,
         request: &Request<'_>,
+        snapshot: &Snapshot,
         leaves: &Leaves,
+        mut mapped: Mapped,
         tables: &mut TableCache<'_, F, P>,
-        installed: &mut Installed,
-    ) -> Option<GpaRange> {
-        let elsewhere = |conflict: &GpaRange| !conflict.contains(request.gpa);
-        installed.conflict.filter(elsewhere)?;
-        let one = self.table.one_of_run(leaves, request.gpa)?;
-        installed.add(&hold.install(&one, tables).ok()?);
-        Some(one.range())
+    ) -> Result<Mapped, PopulateError> {
+        let installed = &mut mapped.installed;
+        let one = self.table.one_of_run(leaves, request.gpa);
+        let met = installed.conflict;
+        let one = one.filter(|one| !met.is_some_and(|met| met.overlaps(&one.range())));
+        if let Some(one) = one {
+            // Between the two holds something may have changed: the checks are made again, of all
+            // that the snapshot is of.
+            let hold = self.table.hold(&leaves.range());
+            let alone = self.install_under(hold, request, snapshot, &one, tables)?;
+            self.table.settle(&alone, one.range());
+            installed.add(&alone);
+            mapped = mapped.only(one.range());
+        }
+        match mapped.installed.conflict {
+            None => Ok(mapped),
+            Some(conflict) => {
+                self.clear_away(&conflict);
+                Err(PopulateError::Retry)
+            }
+        }
     }
 
     /// P4: breaks and flushes what is in the way, so that the host can be asked again.
