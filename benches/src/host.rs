@@ -1,22 +1,35 @@
 //! A trivial host: one mapping of RAM, all of it there, in pages, where it is in physical memory.
 
+use core::marker::PhantomData;
 use std::sync::Weak;
 
 use slat::host::{Host, HostPage, HostView, PageKind, ResolveError, Vma};
 use slat::notifier::Notifier;
 use slat_table::address::{Hpa, Hva, HvaRange};
 use slat_table::attributes::{Access, MemoryType};
+use slat_table::format::Format;
+use slat_table::geometry::Level;
 
 /// Where its RAM begins, in host virtual and in physical addresses.
 pub(crate) const BASE: u64 = 1 << 30;
 const BYTES: u64 = 1 << 30;
 
-/// The host; answers in blocks of so many bytes.
-pub(crate) struct Ram {
-    pub(crate) block: u64,
+/// The host; answers in pages of the format.
+pub(crate) struct Ram<F>(PhantomData<F>);
+
+impl<F: Format> Ram<F> {
+    pub(crate) const fn new() -> Self {
+        Self(PhantomData)
+    }
+
+    #[inline]
+    fn page(hva: Hva) -> Result<HvaRange, ResolveError> {
+        let bytes = 1 << F::shift(Level::PAGE);
+        HvaRange::block_around(hva, bytes).ok_or(ResolveError::NoVma(hva))
+    }
 }
 
-impl HostView for &Ram {
+impl<F: Format> HostView for &Ram<F> {
     fn find_vma(&self, hva: Hva) -> Option<Vma> {
         let range = HvaRange::new(Hva::new(BASE), BYTES).ok()?;
         (range.end() > hva).then_some(Vma {
@@ -29,13 +42,12 @@ impl HostView for &Ram {
 
     // What is in RAM comes by faults only.
     fn peek(&self, hva: Hva, _: Access) -> Result<HostPage, ResolveError> {
-        let page = HvaRange::block_around(hva, self.block).ok_or(ResolveError::NoVma(hva))?;
-        Err(ResolveError::NotPresent(page))
+        Err(ResolveError::NotPresent(Ram::<F>::page(hva)?))
     }
 }
 
 // SAFETY: the answers never change.
-unsafe impl Host for Ram {
+unsafe impl<F: Format> Host for Ram<F> {
     type View<'a> = &'a Self;
 
     fn register(&self, _: Weak<dyn Notifier>) {}
@@ -46,7 +58,7 @@ unsafe impl Host for Ram {
 
     #[inline]
     fn fault(&self, hva: Hva, _: Access) -> Result<HostPage, ResolveError> {
-        let block = HvaRange::block_around(hva, self.block).ok_or(ResolveError::NoVma(hva))?;
+        let block = Self::page(hva)?;
         Ok(HostPage {
             block,
             hpa: Hpa::new(block.start().raw()),

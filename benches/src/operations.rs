@@ -79,14 +79,22 @@ fn pages<F: Format>(table: &Table<F>, first: u64, count: u64) -> GpaRange {
     GpaRange::new(Gpa::new(GPA + first * page), count * page).expect("whole pages")
 }
 
+/// A page off from where runs are: what is counted are single leaves.
+fn hpa_behind<F: Format>(table: &Table<F>, gpa: Gpa) -> Hpa {
+    Hpa::new(gpa.raw() + GPA + table.geometry().entry_bytes(Level::PAGE))
+}
+
 /// Maps the pages of `range`, which lies in one span: encoded, under the stripe's lock, checked
 /// against the sequence, made visible.
 #[inline]
-fn map<F: Format>(table: &Table<F>, cache: &mut TableCache<'_, F, Heap>, range: GpaRange) {
+fn map<F: Format>(
+    table: &Table<F>,
+    cache: &mut TableCache<'_, F, Heap>,
+    range: GpaRange,
+    hpa: Hpa,
+) {
     let attributes = Attributes::new(Permissions::ALL, MemoryType::WriteBack);
     let snapshot = table.snapshot(&range);
-    // Half a page of a run's size off: what is counted are single leaves.
-    let hpa = Hpa::new(range.start().raw() + GPA + table.geometry().entry_bytes(Level::PAGE));
     let leaves = table
         .leaves(range, hpa, Level::PAGE, attributes)
         .expect("whole pages of one table");
@@ -101,16 +109,22 @@ fn map_page<F: Format>(features: F::Features, bits: u8) -> u64 {
     let table = table::<F>(features, bits);
     let mut cache = TableCache::new(&table);
     cache.fill().expect("memory for tables");
-    map(&table, &mut cache, pages(&table, 0, 1));
-    let second = black_box(pages(&table, 1, 1));
-    measured(|| map(&table, &mut cache, second));
+    let first = pages(&table, 0, 1);
+    map(&table, &mut cache, first, hpa_behind(&table, first.start()));
+    let second = pages(&table, 1, 1).start();
+    let (gpa, hpa) = black_box((second, hpa_behind(&table, second)));
+    measured(|| {
+        let page = table.page(gpa).expect("an address of the guest's");
+        map(&table, &mut cache, page, hpa);
+    });
     1
 }
 
 fn map_spans<F: Format>(table: &Table<F>, cache: &mut TableCache<'_, F, Heap>, each: u64) {
     for span in 0..SPANS {
         cache.fill().expect("memory for tables");
-        map(table, cache, pages(table, span * each, each));
+        let range = pages(table, span * each, each);
+        map(table, cache, range, hpa_behind(table, range.start()));
     }
 }
 
@@ -146,19 +160,19 @@ fn translate<F: Format>(features: F::Features, bits: u8) -> u64 {
     let mut cache = TableCache::new(&table);
     cache.fill().expect("memory for tables");
     let page = pages(&table, 0, 1);
-    map(&table, &mut cache, page);
+    map(&table, &mut cache, page, hpa_behind(&table, page.start()));
     let gpa = black_box(page.start());
-    let found = measured(|| table.translate(gpa));
+    let found = measured(|| table.gpa_to_hpa(gpa));
     u64::from(found.is_some())
 }
 
-fn guest<F: Format>(features: F::Features, bits: u8) -> std::sync::Arc<GuestMemory<F, Ram, Heap>> {
+fn guest<F: Format>(
+    features: F::Features,
+    bits: u8,
+) -> std::sync::Arc<GuestMemory<F, Ram<F>, Heap>> {
     let config = Config::new().address_bits(bits);
-    let page = F::geometry(&features, bits)
-        .expect("a table of this width")
-        .entry_bytes(Level::PAGE);
-    let memory = GuestMemory::new(Ram { block: page }, Heap::new(), features, config)
-        .expect("memory for tables");
+    let memory =
+        GuestMemory::new(Ram::new(), Heap::new(), features, config).expect("memory for tables");
     let region = Region::new(SlotId(1), Gpa::new(GPA), 1 << 29, Hva::new(BASE));
     memory.insert(region).expect("a good region");
     memory

@@ -47,7 +47,7 @@ const BUDGETS: [Budget; 6] = [
     Budget {
         operation: "map-page",
         about: "map one page into an existing table, its lock included",
-        most: 350.0,
+        most: 165.0,
     },
     Budget {
         operation: "map-range",
@@ -61,18 +61,18 @@ const BUDGETS: [Budget; 6] = [
     },
     Budget {
         operation: "translate",
-        about: "translate one address",
-        most: 300.0,
+        about: "translate one address, its lock included",
+        most: 95.0,
     },
     Budget {
         operation: "fault",
         about: "a fault, from looking up the slot to the installed leaf",
-        most: 760.0,
+        most: 350.0,
     },
     Budget {
         operation: "invalidate-no-slot",
         about: "an invalidation that meets no slot",
-        most: 165.0,
+        most: 60.0,
     },
 ];
 

@@ -144,10 +144,12 @@ pub struct GeometryError {
 /// Laws, checked for every format by one test:
 /// * `decode(level, leaf(level, hpa, a)?)` is that leaf; `decode(level, table(..))` that table;
 /// * `decode(level, empty(level))` is [`Entry::Empty`];
-/// * [`is_empty`](Format::is_empty), [`is_table`](Format::is_table) and
-///   [`address`](Format::address) agree with `decode`;
+/// * [`is_empty`](Format::is_empty), [`is_table`](Format::is_table),
+///   [`address`](Format::address) and [`is_in_run`](Format::is_in_run) agree with `decode`;
 /// * a leaf that is one of a run decodes to the first address of the run, whichever of its
 ///   addresses it was encoded for;
+/// * every level of a [`geometry`](Format::geometry) has the shift that
+///   [`SHIFTS`](Format::SHIFTS) says;
 /// * leaves of neighbouring pages with equal attributes differ by
 ///   [`leaf_step`](Format::leaf_step), within a run by [`run_step`](Format::run_step).
 pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
@@ -162,6 +164,16 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
 
     /// Order of an entry's bytes in memory.
     const BYTE_ORDER: ByteOrder;
+
+    /// log2 of the bytes that an entry maps, by level, pages first, for as many levels as a tree of
+    /// this format can have. Walks cut addresses by these, which are known when they are compiled.
+    const SHIFTS: &'static [u8];
+
+    /// log2 of the bytes that an entry of `level` maps; 63 beyond the levels that there are.
+    #[inline]
+    fn shift(level: Level) -> u8 {
+        Self::SHIFTS.get(level.index()).copied().unwrap_or(63)
+    }
 
     /// Bytes of an entry: 8, or 4 (RISC-V `Sv32x4`). An entry of 4 bytes is the lower half of
     /// every `u64` below.
@@ -243,6 +255,9 @@ pub trait Format: Copy + Debug + Default + Send + Sync + 'static {
 
     /// The host physical address in `raw`, a table pointer or leaf found at `level`.
     fn address(features: &Self::Features, level: Level, raw: u64) -> Hpa;
+
+    /// Whether `raw`, a leaf found at `level`, says that it is one of a run.
+    fn is_in_run(level: Level, raw: u64) -> bool;
 
     /// Whether this memory type holds whatever the guest asks for in its own tables. Memory that
     /// the host cannot maintain caches for is refused where it does not.

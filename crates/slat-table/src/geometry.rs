@@ -27,6 +27,17 @@ impl Level {
         Self(number)
     }
 
+    /// The level with this number, which is that of a level of some format.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "no format has that many levels"
+    )]
+    pub(crate) const fn from_index(index: usize) -> Self {
+        debug_assert!(index < MAX_LEVELS, "more levels than any format has");
+        Self(index as u8)
+    }
+
     /// Its number, for indexing.
     #[inline]
     pub const fn index(self) -> usize {
@@ -47,6 +58,21 @@ impl Level {
     pub const fn up(self) -> Self {
         Self(self.0.saturating_add(1))
     }
+}
+
+/// [`Format::SHIFTS`](crate::format::Format::SHIFTS) of a format whose pages have
+/// `1 << page_shift` bytes, where each level translates `index_bits` bits of an address.
+pub(crate) const fn level_shifts<const LEVELS: usize>(
+    page_shift: u8,
+    index_bits: u8,
+) -> [u8; LEVELS] {
+    let mut shifts = [page_shift; LEVELS];
+    let mut level = 1;
+    while level < LEVELS {
+        shifts[level] = shifts[level - 1] + index_bits;
+        level += 1;
+    }
+    shifts
 }
 
 /// The tables of one level.
@@ -77,6 +103,7 @@ pub struct Geometry {
     index_masks: [u64; 8],
     root: Level,
     address_bits: u8,
+    end: Gpa,
 }
 
 impl Geometry {
@@ -119,6 +146,7 @@ impl Geometry {
             index_masks: levels.map(|level| (1 << level.index_bits) - 1),
             root,
             address_bits,
+            end: Gpa::new(1 << address_bits),
         };
         geometry
             .holds_entries_of(SMALLEST_ENTRY)
@@ -133,6 +161,12 @@ impl Geometry {
         })
     }
 
+    /// Whether every level has the shift of that number in `shifts`.
+    pub fn has_shifts(&self, shifts: &[u8]) -> bool {
+        self.levels_down()
+            .all(|level| shifts.get(level.index()) == Some(&self.shape(level).shift))
+    }
+
     /// The root's level.
     #[inline]
     pub const fn root(&self) -> Level {
@@ -143,6 +177,12 @@ impl Geometry {
     #[inline]
     pub const fn address_bits(&self) -> u8 {
         self.address_bits
+    }
+
+    /// The first guest physical address beyond that width.
+    #[inline]
+    pub const fn end(&self) -> Gpa {
+        self.end
     }
 
     /// Shape of the tables of `level`; the root's beyond it.
@@ -207,14 +247,13 @@ impl Geometry {
     pub fn block(&self, level: Level, gpa: Gpa) -> Option<GpaRange> {
         let start = gpa.align_down(self.entry_bytes(level));
         let end = start.raw().saturating_add(self.entry_bytes(level));
-        let end = end.min(1 << self.address_bits);
-        GpaRange::between(start, Gpa::new(end))
+        GpaRange::between(start, Gpa::new(end).min(self.end))
     }
 
     /// Whether `range` lies inside the guest's address width.
     #[inline]
     pub fn contains(&self, range: &GpaRange) -> bool {
-        range.end().raw() <= 1 << self.address_bits
+        range.end() <= self.end
     }
 
     /// The levels from the root down to the pages.

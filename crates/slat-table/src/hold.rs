@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use crate::address::{Gpa, Hpa};
+use crate::address::{Gpa, GpaRange, Hpa};
 use crate::attributes::Attributes;
 use crate::cache::TableCache;
 use crate::entry::entry_address;
@@ -11,7 +11,7 @@ use crate::format::{Entry, Format};
 use crate::geometry::Level;
 pub use crate::install::{Installed, NoTableReady};
 use crate::platform::Platform;
-use crate::stripe::{Held, MAX_STRIPES, Snapshot, StripeSet};
+use crate::stripe::{Held, Room, Several, Snapshot, StripeSet};
 use crate::table::{Leaves, PageTable};
 
 /// Where a descent ended: an entry that is no table pointer, or one of the level asked for.
@@ -25,11 +25,13 @@ pub(crate) struct Place {
 /// Some stripes of a table, held. Entries under them do not change but by the holder's hand and,
 /// in their accessed and dirty bits, the hardware's.
 ///
-/// `N` is how many stripes there is room for: 1 is enough for what lies in one span
-/// ([`PageTable::hold_span`]).
-pub struct Hold<'t, F: Format, P: Platform, const N: usize = MAX_STRIPES> {
+/// `R` is for how many stripes there is room: [`One`](crate::stripe::One) where all that is held
+/// for lies in one span ([`PageTable::hold_span`]).
+pub struct Hold<'t, F: Format, P: Platform, R: Room = Several> {
     table: &'t PageTable<F, P>,
-    held: Held<'t, P::Locks, N>,
+    /// Where all may be installed, by the stripes that are held.
+    range: Option<GpaRange>,
+    held: Held<'t, P::Locks, R>,
 }
 
 /// The tree under a [`Hold`], from which it is borrowed: who has this holds stripes. A hold is as
@@ -39,10 +41,22 @@ pub(crate) struct Tree<'h, F: Format, P: Platform> {
     pub(crate) table: &'h PageTable<F, P>,
 }
 
-impl<'t, F: Format, P: Platform, const N: usize> Hold<'t, F, P, N> {
+impl<F: Format, P: Platform> Clone for Tree<'_, F, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F: Format, P: Platform> Copy for Tree<'_, F, P> {}
+
+impl<'t, F: Format, P: Platform, R: Room> Hold<'t, F, P, R> {
     #[inline]
-    pub(crate) fn new(table: &'t PageTable<F, P>, held: Held<'t, P::Locks, N>) -> Self {
-        Self { table, held }
+    pub(crate) fn new(
+        table: &'t PageTable<F, P>,
+        range: Option<GpaRange>,
+        held: Held<'t, P::Locks, R>,
+    ) -> Self {
+        Self { table, range, held }
     }
 
     /// P3: whether no removal is in progress on the held stripes and none has ended since
@@ -52,12 +66,10 @@ impl<'t, F: Format, P: Platform, const N: usize> Hold<'t, F, P, N> {
         self.held.is_current(snapshot)
     }
 
-    /// Whether the held stripes are all that an installation of `leaves` needs.
+    /// Whether `leaves` lie where this hold is held for: their range, or the span.
     #[inline]
     pub fn covers(&self, leaves: &Leaves) -> bool {
-        self.held
-            .set()
-            .covers(self.table.stripes.covering(&leaves.range))
+        self.range.is_some_and(|range| range.covers(&leaves.range))
     }
 
     #[inline]
@@ -87,7 +99,11 @@ impl<'t, F: Format, P: Platform, const N: usize> Hold<'t, F, P, N> {
     /// [`NoTableReady`] if `tables` was not filled or is another table's, or if the hold does not
     /// cover the leaves;
     /// no leaf is installed then.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "for one leaf, what callers know of it when compiled leaves little of this"
+    )]
+    #[inline(always)]
     pub fn install(
         &mut self,
         leaves: &Leaves,
@@ -109,28 +125,41 @@ impl<'t, F: Format, P: Platform, const N: usize> Hold<'t, F, P, N> {
 impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// Follows tables towards `gpa`, no further than `lowest`.
     #[inline]
-    pub(crate) fn descend(&self, gpa: Gpa, lowest: Level) -> Place {
-        let mut level = self.table.geometry.root();
-        let mut table = self.table.root;
-        loop {
-            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
-            let raw = self.table.load(entry);
-            match level.down() {
-                Some(below) if level > lowest && F::is_table(level, raw) => {
-                    table = F::address(&self.table.features, level, raw);
-                    level = below;
-                }
-                _ => return Place { entry, level, raw },
+    pub(crate) fn descend(self, gpa: Gpa, lowest: Level) -> Place {
+        let root = self.table.geometry.root();
+        let mut place = self.place(root, self.table.root, self.table.geometry.index(root, gpa));
+        // A loop over what is known when it is compiled, so that it becomes straight code with
+        // constants; which of the levels there are is known only when it runs.
+        for (level, index) in F::SHIFTS.windows(2).enumerate().rev() {
+            let level = Level::from_index(level);
+            if level >= root {
+                continue;
             }
+            if level < lowest || !F::is_table(level.up(), place.raw) {
+                break;
+            }
+            let table = F::address(&self.table.features, level.up(), place.raw);
+            let [shift, above] = [index[0], index[1]];
+            let index = gpa.raw() >> shift & ((1 << (above - shift)) - 1);
+            place = self.place(level, table, index);
         }
+        place
+    }
+
+    /// What is at `index` in `table`, which is of `level`.
+    #[inline]
+    fn place(self, level: Level, table: Hpa, index: u64) -> Place {
+        let entry = entry_address::<F>(table, index);
+        let raw = self.table.load(entry);
+        Place { entry, level, raw }
     }
 
     /// Changes what the leaf at `place` says, whatever the hardware notes in it meanwhile. The
     /// leaf maps what is `offset` bytes behind the address that it decodes to. False if the format
     /// cannot express what it is to say, or the entry is no leaf.
     pub(crate) fn change_leaf(
-        &self,
-        place: &Place,
+        self,
+        place: Place,
         offset: u64,
         change: impl Fn(Attributes) -> Attributes,
     ) -> bool {
@@ -156,7 +185,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     }
 }
 
-impl<F: Format, P: Platform, const N: usize> fmt::Debug for Hold<'_, F, P, N> {
+impl<F: Format, P: Platform, R: Room> fmt::Debug for Hold<'_, F, P, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold")
             .field("stripes", &self.held.set())

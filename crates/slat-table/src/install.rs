@@ -6,7 +6,7 @@
 
 use core::ops::Range;
 
-use crate::address::{Gpa, GpaRange, Hpa};
+use crate::address::{Gpa, GpaRange};
 use crate::attributes::Attributes;
 use crate::cache::TableCache;
 use crate::entry::entry_address;
@@ -15,6 +15,7 @@ use crate::geometry::Level;
 use crate::hold::{Place, Tree};
 use crate::leaves::Leaves;
 use crate::platform::Platform;
+use crate::run::is_in_run;
 
 /// What an installation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,8 +33,8 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Adds what was done after this, in the same hold.
-    pub fn add(&mut self, after: &Self) {
+    /// Adds what was done after this.
+    fn add(&mut self, after: &Self) {
         self.new += after.new;
         self.extended += after.extended;
         self.present += after.present;
@@ -54,78 +55,93 @@ enum Extended {
 
 impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// See [`Hold::install`](crate::hold::Hold::install).
-    #[inline]
+    #[expect(clippy::inline_always, reason = "as for `Hold::install`")]
+    #[inline(always)]
     pub(crate) fn install(
-        &self,
+        self,
         leaves: &Leaves,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Installed, NoTableReady> {
+        let Leaves {
+            range,
+            level,
+            first,
+            ..
+        } = *leaves;
+        if leaves.is_one::<F>() && self.install_where_empty(range.start(), level, first) {
+            return Ok(Installed {
+                new: 1,
+                ..Installed::default()
+            });
+        }
+        // By value: what callers know of the leaves need then not be in memory but for this.
+        self.install_anywhere(*leaves, tables)
+    }
+
+    /// What is most of what is ever installed: one leaf, in a table that is there, where nothing
+    /// is. False, and nothing is done, anywhere else.
+    #[expect(clippy::inline_always, reason = "as for `Hold::install`")]
+    #[inline(always)]
+    fn install_where_empty(self, gpa: Gpa, lowest: Level, leaf: u64) -> bool {
+        let Place { entry, level, raw } = self.descend(gpa, lowest);
+        let empty = level == lowest && F::is_empty(level, raw);
+        if empty {
+            self.table.store(entry, leaf);
+        }
+        empty
+    }
+
+    #[inline(never)]
+    fn install_anywhere(
+        self,
+        leaves: Leaves,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Installed, NoTableReady> {
         let place = self.descend_making_tables(leaves.range.start(), leaves.level, tables)?;
         if place.level != leaves.level {
-            return Ok(self.under_larger_leaf(leaves, &place));
+            return Ok(self.under_larger_leaf(&leaves, place));
         }
-        Ok(self.install_leaves(leaves, &place))
+        Ok(self.install_leaves(&leaves, place))
     }
 
     /// Follows tables towards `gpa` down to `lowest`, making them where an entry is empty.
-    #[inline]
     fn descend_making_tables(
-        &self,
+        self,
         gpa: Gpa,
         lowest: Level,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Place, NoTableReady> {
-        let mut level = self.table.geometry.root();
-        let mut table = self.table.root;
-        while let Some(below) = level.down() {
-            if level <= lowest {
-                break;
+        loop {
+            let place = self.descend(gpa, lowest);
+            if place.level <= lowest || !F::is_empty(place.level, place.raw) {
+                return Ok(place);
             }
-            let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
-            let mut raw = self.table.load(entry);
-            if F::is_empty(level, raw) {
-                raw = self.link_table(entry, level, below, raw, tables)?;
-            }
-            if !F::is_table(level, raw) {
-                return Ok(Place { entry, level, raw });
-            }
-            table = F::address(&self.table.features, level, raw);
-            level = below;
+            self.link_table(place, tables)?;
         }
-        let entry = entry_address::<F>(table, self.table.geometry.index(level, gpa));
-        Ok(Place {
-            entry,
-            level,
-            raw: 0,
-        })
     }
 
-    /// Turns the empty `entry` of `level` into a table. The holder of another stripe may do the
-    /// same at the same moment, so this is a compare-exchange; whoever loses uses the winner's.
+    /// Turns the empty entry at `place` into a table. The holder of another stripe may do the same
+    /// at the same moment, so this is a compare-exchange; whoever loses uses the winner's.
     #[cold]
     fn link_table(
-        &self,
-        entry: Hpa,
-        level: Level,
-        below: Level,
-        empty: u64,
+        self,
+        place: Place,
         tables: &mut TableCache<'_, F, P>,
-    ) -> Result<u64, NoTableReady> {
+    ) -> Result<(), NoTableReady> {
+        let Place { entry, level, raw } = place;
+        let below = level.down().ok_or(NoTableReady(level))?;
         let fresh = tables.take(below).ok_or(NoTableReady(below))?;
-        let raw = F::table(&self.table.features, level, fresh);
-        match self.table.compare_exchange(entry, empty, raw) {
-            Ok(()) => Ok(raw),
-            Err(winner) => {
-                tables.put_back(below, fresh);
-                Ok(winner)
-            }
+        let pointer = F::table(&self.table.features, level, fresh);
+        if self.table.compare_exchange(entry, raw, pointer).is_err() {
+            tables.put_back(below, fresh);
         }
+        Ok(())
     }
 
     /// Installs `leaves` in a table. Where they hold whole runs this is done in pieces that lie in
     /// one run or outside all.
     #[inline]
-    fn install_leaves(&self, leaves: &Leaves, table: &Place) -> Installed {
+    fn install_leaves(self, leaves: &Leaves, table: Place) -> Installed {
         let shape = *self.table.geometry.shape(leaves.level);
         let count = leaves.count(shape);
         if leaves.runs.is_none() {
@@ -142,15 +158,16 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     }
 
     /// Installs the leaves with these indexes, which lie where one run may be.
-    fn install_piece(&self, leaves: &Leaves, table: &Place, piece: Range<u64>) -> Installed {
+    fn install_piece(self, leaves: &Leaves, table: Place, piece: Range<u64>) -> Installed {
         let level = leaves.level;
-        let entries = 1u64 << self.table.geometry.shape(level).run_bits;
+        let shape = *self.table.geometry.shape(level);
         let place = Place {
             entry: entry_address::<F>(table.entry, piece.start),
-            ..*table
+            ..table
         };
-        if let Some(first) = leaves.run(&piece, entries, F::leaf_step(level))
-            && self.install_run(&place, entries, first)
+        let entries = piece.end - piece.start;
+        if let Some(first) = leaves.run(&piece, shape, F::leaf_step(level))
+            && self.install_run(place, entries, first)
         {
             return Installed {
                 new: entries,
@@ -163,9 +180,9 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// Installs the leaves with these indexes one by one.
     #[inline]
     fn install_alone(
-        &self,
+        self,
         leaves: &Leaves,
-        table: &Place,
+        table: Place,
         Range { mut start, end }: Range<u64>,
     ) -> Installed {
         let level = leaves.level;
@@ -179,7 +196,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
             }
             let entry = entry_address::<F>(table.entry, start);
             let raw = self.table.load(entry);
-            let (after, met) = self.meet(leaves, &Place { entry, level, raw }, start..end);
+            let (after, met) = self.meet(leaves, Place { entry, level, raw }, start..end);
             installed.add(&met);
             if installed.conflict.is_some() {
                 return installed;
@@ -192,9 +209,9 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// first entry that is not empty.
     #[inline]
     fn install_in_empty(
-        &self,
+        self,
         leaves: &Leaves,
-        table: &Place,
+        table: Place,
         Range { mut start, end }: Range<u64>,
     ) -> u64 {
         let step = F::leaf_step(leaves.level);
@@ -214,7 +231,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// Deals with the leaf at `place`, which is where the first of `indexes` is to be: what is one
     /// of a run is met as a whole. Returns the index to go on with, too.
     #[cold]
-    fn meet(&self, leaves: &Leaves, place: &Place, indexes: Range<u64>) -> (u64, Installed) {
+    fn meet(self, leaves: &Leaves, place: Place, indexes: Range<u64>) -> (u64, Installed) {
         let mut installed = Installed::default();
         let index = indexes.start;
         let wanted = leaves.leaf(index, F::leaf_step(place.level));
@@ -222,7 +239,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
             installed.present = 1;
             return (index + 1, installed);
         }
-        if self.table.is_in_run(place.level, place.raw) {
+        if is_in_run::<F>(place.level, place.raw) {
             let end = leaves.end_of_piece(index, *self.table.geometry.shape(place.level));
             let end = end.min(indexes.end);
             self.meet_run(leaves, place, &(index..end), &mut installed);
@@ -241,7 +258,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
 
     /// P4: adds what `wanted` allows to the leaf at `place` if they agree in address and memory
     /// type.
-    fn extend(&self, place: &Place, wanted: u64) -> Extended {
+    fn extend(self, place: Place, wanted: u64) -> Extended {
         let decode = |raw| self.table.decode(place.level, raw);
         let (
             Entry::Leaf {
@@ -278,9 +295,9 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// P4 for a run in the way. It stays as it is but for what hardware notes in leaves: one that
     /// allows more could not be told to all of its entries in one step.
     fn meet_run(
-        &self,
+        self,
         leaves: &Leaves,
-        place: &Place,
+        place: Place,
         piece: &Range<u64>,
         installed: &mut Installed,
     ) {
@@ -330,7 +347,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// A leaf larger than wanted is in the way: fine if it maps the same memory and allows as
     /// much, a conflict otherwise.
     #[cold]
-    fn under_larger_leaf(&self, leaves: &Leaves, place: &Place) -> Installed {
+    fn under_larger_leaf(self, leaves: &Leaves, place: Place) -> Installed {
         let start = leaves.range.start();
         let wanted = self.table.decode(leaves.level, leaves.first);
         if let (
@@ -361,7 +378,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
 
     /// Installs a run of `entries` leaves from `place` on, the first of which is `first`. False,
     /// and nothing is done, unless there is room for all of it.
-    fn install_run(&self, place: &Place, entries: u64, first: u64) -> bool {
+    fn install_run(self, place: Place, entries: u64, first: u64) -> bool {
         let table = self.table;
         let each = || (0..entries).map(|index| entry_address::<F>(place.entry, index));
         if !each().all(|entry| F::is_empty(place.level, table.load(entry))) {

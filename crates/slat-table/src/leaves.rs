@@ -20,16 +20,8 @@ pub struct Leaves {
     pub(crate) level: Level,
     /// The first leaf, where it is alone.
     pub(crate) first: u64,
-    pub(crate) runs: Option<Runs>,
-}
-
-/// The whole runs among neighbouring leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Runs {
-    /// Index of the first run's first leaf.
-    start: u64,
-    /// That leaf, as one of a run.
-    first: u64,
+    /// The first leaf of the first whole run among them, as one of a run.
+    pub(crate) runs: Option<u64>,
 }
 
 impl Leaves {
@@ -41,6 +33,12 @@ impl Leaves {
     /// Their level.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// Whether there is only one.
+    #[inline]
+    pub(crate) fn is_one<F: Format>(&self) -> bool {
+        self.range.bytes() == 1 << F::shift(self.level)
     }
 
     /// How many there are, of this shape.
@@ -63,16 +61,17 @@ impl Leaves {
         self.first.wrapping_add(index.wrapping_mul(step))
     }
 
-    /// The first leaf of the run that these indexes are, if they are one of `entries` leaves.
+    /// The first leaf of the run that these indexes are, if they are a whole run.
     #[inline]
-    pub(crate) const fn run(&self, indexes: &Range<u64>, entries: u64, step: u64) -> Option<u64> {
-        match self.runs {
-            Some(Runs { start, first }) if indexes.end - indexes.start == entries => {
-                // What runs are apart is what as many leaves are that stand alone.
-                Some(first.wrapping_add((indexes.start - start).wrapping_mul(step)))
-            }
-            _ => None,
-        }
+    pub(crate) fn run(&self, indexes: &Range<u64>, shape: LevelShape, step: u64) -> Option<u64> {
+        let entries = 1 << shape.run_bits;
+        let first = self.runs?;
+        (indexes.end - indexes.start == entries).then(|| {
+            let before = (self.range.start().raw() >> shape.shift) % entries;
+            let start = before.next_multiple_of(entries) - before;
+            // What runs are apart is what as many leaves are that stand alone.
+            first.wrapping_add((indexes.start - start).wrapping_mul(step))
+        })
     }
 
     /// What the leaf of this index maps first.
@@ -147,11 +146,13 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         level: Level,
         attributes: Attributes,
     ) -> Result<Leaves, LeavesError> {
-        let bytes = self.geometry.entry_bytes(level);
+        let root = self.geometry.root();
         let last = range.end().raw() - 1;
-        let one_table = (range.start().raw() ^ last) >> self.geometry.table_shift(level) == 0;
+        // The root is one table, wherever the format's tables of its level would end.
+        let one_table = (range.start().raw() ^ last) >> F::shift(level.up()) == 0 || level == root;
+        let bytes = 1 << F::shift(level);
         let whole = range.start().is_aligned(bytes) && range.end().is_aligned(bytes);
-        let exists = level <= self.geometry.root() && self.geometry.contains(&range);
+        let exists = level <= root && self.geometry.contains(&range);
         if !(one_table && whole && exists) {
             return Err(LeavesError::NotARun { range, level });
         }
@@ -162,38 +163,50 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             contiguous: false,
             ..attributes
         };
-        let first = F::leaf(&self.features, level, hpa, attributes)?;
-        if range.bytes() > bytes {
-            self.check_last(&range, hpa, level, attributes, first)?;
-        }
-        let runs = match self.geometry.run_bytes(level) {
-            Some(run) if range.bytes() >= run => self.runs(&range, run, hpa, level, attributes),
-            _ => None,
+        let leaves = Leaves {
+            range,
+            level,
+            first: F::leaf(&self.features, level, hpa, attributes)?,
+            runs: None,
         };
-        Ok(Leaves {
+        if range.bytes() == bytes {
+            Ok(leaves)
+        } else {
+            self.with_neighbours(leaves, hpa, attributes)
+        }
+    }
+
+    /// The same leaves, of which only the first is known so far, with all others.
+    #[inline(never)]
+    fn with_neighbours(
+        &self,
+        leaves: Leaves,
+        hpa: Hpa,
+        attributes: Attributes,
+    ) -> Result<Leaves, LeavesError> {
+        let Leaves {
             range,
             level,
             first,
-            runs,
-        })
+            ..
+        } = leaves;
+        self.check_last(range, hpa, level, attributes, first)?;
+        let runs = self.runs(range, hpa, level, attributes);
+        Ok(Leaves { runs, ..leaves })
     }
 
     /// Checks that the last leaf of a range can be encoded, and is what stepping from the first
     /// leads to.
-    #[inline(never)]
     fn check_last(
         &self,
-        range: &GpaRange,
+        range: GpaRange,
         hpa: Hpa,
         level: Level,
         attributes: Attributes,
         first: u64,
     ) -> Result<(), LeavesError> {
         let shift = self.geometry.shape(level).shift;
-        let not_a_run = LeavesError::NotARun {
-            range: *range,
-            level,
-        };
+        let not_a_run = LeavesError::NotARun { range, level };
         let is_stepped_to = |steps: u64| {
             let hpa = hpa.checked_add(steps << shift).ok_or(not_a_run)?;
             let encoded = F::leaf(&self.features, level, hpa, attributes)?;
@@ -218,17 +231,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         Err(front.map_or(not_a_run, |front| LeavesError::Carry { front }))
     }
 
-    /// The whole runs of `run_bytes` in `range`, if guest and host addresses are aligned alike and
+    /// The first leaf of the whole runs in `range`, if guest and host addresses are aligned alike and
     /// the format can express them; their last leaf is checked like that of the range.
-    #[inline(never)]
-    fn runs(
-        &self,
-        range: &GpaRange,
-        run_bytes: u64,
-        hpa: Hpa,
-        level: Level,
-        attributes: Attributes,
-    ) -> Option<Runs> {
+    fn runs(&self, range: GpaRange, hpa: Hpa, level: Level, attributes: Attributes) -> Option<u64> {
+        let run_bytes = self.geometry.run_bytes(level)?;
         let LevelShape {
             shift, run_bits, ..
         } = *self.geometry.shape(level);
@@ -251,9 +257,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let steps = ((leaves >> run_bits) - 1).wrapping_mul(F::leaf_step(level) << run_bits);
         let steps_inside = ((1 << run_bits) - 1u64).wrapping_mul(F::run_step(level));
         let stepped = first.wrapping_add(steps).wrapping_add(steps_inside);
-        (stepped == last).then_some(Runs {
-            start: offset >> shift,
-            first,
-        })
+        (stepped == last).then_some(first)
     }
 }

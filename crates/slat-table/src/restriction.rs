@@ -19,7 +19,7 @@ use crate::hold::{Hold, Place};
 use crate::platform::{Platform, TlbWork};
 use crate::run::Run;
 use crate::split::splits_into_leaves;
-use crate::stripe::{StripeSet, StripesId};
+use crate::stripe::{StripeSet, StripesId, span_around};
 use crate::table::PageTable;
 
 /// What becomes of a block, or of a run of leaves, of which only part is to be unmapped.
@@ -147,7 +147,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         let mut rest = whole;
         while let Some(todo) = rest {
             // Only what covers a span can cover a table.
-            let span = self.table.span(todo.start());
+            let span = span_around::<F>(todo.start());
             let can_detach =
                 span.is_some_and(|span| todo.covers(&span)) && owed.make_room_for_table();
             let unmapping = Unmapping {
@@ -168,7 +168,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                         PartialBlock::Split(tables) => {
                             tables.fill().is_ok()
                                 && self.split_block(
-                                    &place,
+                                    place,
                                     &block,
                                     whole.as_ref(),
                                     tables,
@@ -210,18 +210,18 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             None => self.table.hold_stripes(self.table.stripes.of(at)),
         };
         let place = self.first_removable(&hold, todo, *can_detach);
-        let Some(run) = self.table.run_at(&place, at) else {
+        let Some(run) = self.table.run_at(place, at) else {
             return Step::Up(None);
         };
         let block = run.range;
         let stripes = self.table.stripes.covering(&block);
         if hold.others_active() {
             // P6: someone else may have removed entries here whose flush is not complete.
-            let span = self.table.span(at).map_or(block, |span| span.hull(&block));
+            let span = span_around::<F>(at).map_or(block, |span| span.hull(&block));
             owed.add(&TlbWork::everything_in(span));
         }
         if place.level == Level::PAGE {
-            return self.unmap_pages(todo, &place, partial, owed);
+            return self.unmap_pages(todo, place, partial, owed);
         }
         if F::is_empty(place.level, place.raw) {
             // No stripe need be held to know that it stays empty: all are marked, so nobody
@@ -283,14 +283,11 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     fn unmap_pages(
         &self,
         todo: &GpaRange,
-        place: &Place,
+        place: Place,
         partial: &PartialBlock<'_, '_, F, P>,
         owed: &mut Owed<'_, F, P>,
     ) -> Step {
-        let inside = self
-            .table
-            .span(todo.start())
-            .and_then(|span| span.intersection(todo));
+        let inside = span_around::<F>(todo.start()).and_then(|span| span.intersection(todo));
         let Some(inside) = inside else {
             return Step::Up(None);
         };
@@ -323,7 +320,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
 
     /// The runs of pages that begin before or end after `inside`, a part of one span whose first
     /// entry is at `place`.
-    fn runs_at_ends(&self, inside: &GpaRange, place: &Place) -> [Option<Run>; 2] {
+    fn runs_at_ends(&self, inside: &GpaRange, place: Place) -> [Option<Run>; 2] {
         let geometry = self.table.geometry();
         let Some(bytes) = geometry.run_bytes(Level::PAGE) else {
             return [None; 2];
@@ -343,7 +340,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
                 level: Level::PAGE,
                 raw: self.table.load(entry),
             };
-            let run = self.table.run_at(&place, page)?;
+            let run = self.table.run_at(place, page)?;
             (!run.is_alone()).then_some(run)
         })
     }
@@ -372,7 +369,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         let seems_empty = || {
             let hold = self.table.hold_stripes(self.table.stripes.of(edge));
             let place = hold.descend(edge, level);
-            place.level == level && self.is_empty_table(&place)
+            place.level == level && self.is_empty_table(place)
         };
         // To look again with all stripes marked and held stalls the whole VM for a moment.
         if !seems_empty() || !owed.make_room_for_table() {
@@ -381,7 +378,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         self.cover(&block);
         let hold = self.table.hold(&block);
         let place = hold.descend(edge, level);
-        if place.level == level && self.is_empty_table(&place) {
+        if place.level == level && self.is_empty_table(place) {
             let child = F::address(self.table.features(), level, place.raw);
             self.table.swap(place.entry, F::empty(level));
             owed.detach(child, below, block);
@@ -389,7 +386,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     }
 
     /// Whether the entry at `place` points to a table whose entries are all empty.
-    fn is_empty_table(&self, place: &Place) -> bool {
+    fn is_empty_table(&self, place: Place) -> bool {
         let Some(below) = place.level.down() else {
             return false;
         };

@@ -40,21 +40,20 @@ impl Run {
     }
 }
 
-impl<F: Format, P: Platform> PageTable<F, P> {
-    /// Whether `raw`, found at `level`, is a leaf of a run.
-    #[inline]
-    pub(crate) fn is_in_run(&self, level: Level, raw: u64) -> bool {
-        self.geometry.run_bytes(level).is_some()
-            && matches!(self.decode(level, raw), Entry::Leaf { attributes, .. } if attributes.contiguous)
-    }
+/// Whether `raw`, found at `level`, is a leaf of a run.
+#[inline]
+pub(crate) fn is_in_run<F: Format>(level: Level, raw: u64) -> bool {
+    !F::is_empty(level, raw) && !F::is_table(level, raw) && F::is_in_run(level, raw)
+}
 
+impl<F: Format, P: Platform> PageTable<F, P> {
     /// The run of the entry at `place`, which was found for `gpa`. `None` if its end is no number.
     #[inline]
-    pub(crate) fn run_at(&self, place: &Place, gpa: Gpa) -> Option<Run> {
-        let Place { entry, level, raw } = *place;
+    pub(crate) fn run_at(&self, place: Place, gpa: Gpa) -> Option<Run> {
+        let Place { entry, level, raw } = place;
         let alone = self.geometry.block(level, gpa)?;
         let bytes = match self.geometry.run_bytes(level) {
-            Some(bytes) if self.is_in_run(level, raw) => bytes,
+            Some(bytes) if is_in_run::<F>(level, raw) => bytes,
             _ => {
                 return Some(Run {
                     range: alone,
@@ -75,11 +74,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         })
     }
 
-    /// Bytes that a leaf with these attributes maps together with the others of its run.
+    /// Bytes that a leaf of `level` maps; together with the others of its run, if it is one of a
+    /// run.
     #[inline]
-    pub(crate) fn leaf_bytes(&self, level: Level, attributes: Attributes) -> u64 {
+    pub(crate) fn leaf_bytes(&self, level: Level, in_run: bool) -> u64 {
         let alone = self.geometry.entry_bytes(level);
-        if attributes.contiguous {
+        if in_run {
             self.geometry.run_bytes(level).unwrap_or(alone)
         } else {
             alone
@@ -95,7 +95,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         hpa: Hpa,
         attributes: Attributes,
     ) -> Hpa {
-        Hpa::new(hpa.raw() | gpa.raw() & (self.leaf_bytes(level, attributes) - 1))
+        Hpa::new(hpa.raw() | gpa.raw() & (self.leaf_bytes(level, attributes.contiguous) - 1))
     }
 
     /// `attributes`, those of one leaf of `run`, with what the hardware noted in any of its leaves:
@@ -113,14 +113,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
 impl<F: Format, P: Platform> Tree<'_, F, P> {
     /// Changes what every leaf of `run` says. False if the format cannot express it.
-    pub(crate) fn change_run(&self, run: &Run, change: impl Fn(Attributes) -> Attributes) -> bool {
+    pub(crate) fn change_run(self, run: &Run, change: impl Fn(Attributes) -> Attributes) -> bool {
         let table = self.table;
         let bytes = table.geometry.entry_bytes(run.level);
         let mut expressed = true;
         for (index, entry) in (0..).zip(run.each::<F>()) {
             let (level, raw) = (run.level, table.load(entry));
             let place = Place { entry, level, raw };
-            expressed &= self.change_leaf(&place, index * bytes, &change);
+            expressed &= self.change_leaf(place, index * bytes, &change);
         }
         expressed
     }

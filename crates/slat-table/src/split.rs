@@ -15,7 +15,7 @@ use crate::geometry::Level;
 use crate::hold::Place;
 use crate::platform::{Platform, TlbWork};
 use crate::restriction::Restriction;
-use crate::run::Run;
+use crate::run::{Run, is_in_run};
 use crate::table::PageTable;
 
 /// A block being split into entries of the next level.
@@ -44,7 +44,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             let hold = self.table.hold_stripes(self.table.stripes.of(todo.start()));
             let place = hold.descend(todo.start(), to);
             drop(hold);
-            let Some(run) = self.table.run_at(&place, todo.start()) else {
+            let Some(run) = self.table.run_at(place, todo.start()) else {
                 break;
             };
             if !run.is_alone() && place.level >= to {
@@ -59,7 +59,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
             let wanted = leaf && place.level > to && splits_into_leaves(self.table, place.level);
             if wanted && tables.fill().is_ok() {
                 self.cover(&run.range);
-                if self.split_block(&place, &run.range, None, tables, &mut owed) {
+                if self.split_block(place, &run.range, None, tables, &mut owed) {
                     continue;
                 }
             }
@@ -74,7 +74,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
     /// False if the block is still there.
     pub(crate) fn split_block(
         &self,
-        place: &Place,
+        place: Place,
         block: &GpaRange,
         without: Option<&GpaRange>,
         tables: &mut TableCache<'_, F, P>,
@@ -173,7 +173,7 @@ impl<'t, F: Format, P: Platform> Restriction<'t, F, P> {
         let hold = self.table.hold(&run.range);
         let now = hold.descend(run.range.start(), run.level);
         let same = now.level == run.level && now.entry == run.first;
-        if !same || !self.table.is_in_run(now.level, now.raw) {
+        if !same || !is_in_run::<F>(now.level, now.raw) {
             return;
         }
         let Some((base, attributes)) = self.empty_run(run) else {

@@ -21,10 +21,12 @@
 use alloc::boxed::Box;
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
+use core::marker::PhantomData;
 
 use arrayvec::ArrayVec;
 
 use crate::address::{Gpa, GpaRange};
+use crate::format::Format;
 use crate::lock::{Locks, Mutex};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -111,22 +113,46 @@ struct Stripe<L: Locks> {
     sequence: AtomicU64,
 }
 
+impl<L: Locks> Stripe<L> {
+    /// Acquire pairs with the release in [`Stripes::lower`]: whoever sees the new sequence also
+    /// sees the host's change that it announces.
+    #[inline]
+    fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Acquire)
+    }
+}
+
+#[inline]
+fn sum_of<'s, L: Locks>(stripes: impl Iterator<Item = &'s Stripe<L>>) -> u64 {
+    stripes.fold(0, |sum, stripe| sum.wrapping_add(stripe.sequence()))
+}
+
 type Guard<'a, L> = <<L as Locks>::Mutex<u32> as Mutex<u32>>::Guard<'a>;
 
 /// Tells the stripes of one table from those of another while both exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StripesId(usize);
 
-/// All stripes of one table.
-pub(crate) struct Stripes<L: Locks> {
-    stripes: Box<[Stripe<L>]>,
-    span_shift: u32,
+/// log2 of the bytes of a span: what one level-0 table maps.
+pub(crate) const fn span_shift<F: Format>() -> u8 {
+    F::SHIFTS[1]
 }
 
-impl<L: Locks> Stripes<L> {
-    /// `count` stripes, a power of two of at most [`MAX_STRIPES`], for spans of
-    /// `1 << span_shift` bytes.
-    pub(crate) fn new(count: usize, span_shift: u32) -> Result<Self, TryReserveError> {
+/// The span around `gpa`. `None` if its end is no number.
+#[inline]
+pub(crate) fn span_around<F: Format>(gpa: Gpa) -> Option<GpaRange> {
+    GpaRange::aligned_block(gpa, span_shift::<F>())
+}
+
+/// All stripes of one table.
+pub(crate) struct Stripes<F, L: Locks> {
+    stripes: Box<[Stripe<L>]>,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, L: Locks> Stripes<F, L> {
+    /// `count` stripes, a power of two of at most [`MAX_STRIPES`].
+    pub(crate) fn new(count: usize) -> Result<Self, TryReserveError> {
         let mut stripes = Vec::new();
         stripes.try_reserve_exact(count)?;
         stripes.extend((0..count).map(|_| Stripe {
@@ -135,7 +161,7 @@ impl<L: Locks> Stripes<L> {
         }));
         Ok(Self {
             stripes: stripes.into_boxed_slice(),
-            span_shift,
+            format: PhantomData,
         })
     }
 
@@ -148,7 +174,7 @@ impl<L: Locks> Stripes<L> {
     /// The stripe of the span around `gpa`.
     #[inline]
     pub(crate) fn of(&self, gpa: Gpa) -> StripeSet {
-        StripeSet::one(self.index(gpa.raw() >> self.span_shift))
+        StripeSet::one(self.index(gpa.raw() >> span_shift::<F>()))
     }
 
     #[inline]
@@ -159,11 +185,15 @@ impl<L: Locks> Stripes<L> {
     /// The stripes of all spans that `range` touches.
     #[inline]
     pub(crate) fn covering(&self, range: &GpaRange) -> StripeSet {
-        let first = range.start().raw() >> self.span_shift;
-        let last = (range.end().raw() - 1) >> self.span_shift;
+        let (first, last) = Self::spans(range);
         if first == last {
             return StripeSet::one(self.index(first));
         }
+        self.covering_spans(first, last)
+    }
+
+    #[inline(never)]
+    fn covering_spans(&self, first: u64, last: u64) -> StripeSet {
         let count = self.stripes.len() as u64;
         if last - first >= count - 1 {
             return self.all();
@@ -173,6 +203,13 @@ impl<L: Locks> Stripes<L> {
         })
     }
 
+    /// The first and the last span that `range` touches.
+    #[inline]
+    fn spans(range: &GpaRange) -> (u64, u64) {
+        let span = |gpa: u64| gpa >> span_shift::<F>();
+        (span(range.start().raw()), span(range.end().raw() - 1))
+    }
+
     pub(crate) fn all(&self) -> StripeSet {
         StripeSet(u64::MAX >> (MAX_STRIPES - self.stripes.len()))
     }
@@ -180,47 +217,46 @@ impl<L: Locks> Stripes<L> {
     /// P2: the sequences of the spans that `range` touches, to be taken before the host is asked.
     #[inline]
     pub(crate) fn snapshot(&self, range: &GpaRange) -> Snapshot {
-        let first = range.start().raw() >> self.span_shift;
-        let last = (range.end().raw() - 1) >> self.span_shift;
+        let (first, last) = Self::spans(range);
         if first == last {
-            return self.snapshot_of::<1>(StripeSet::one(self.index(first)));
+            let index = self.index(first);
+            return Snapshot {
+                set: StripeSet::one(index),
+                sum: self.stripes[index].sequence(),
+            };
         }
-        self.snapshot_of::<MAX_STRIPES>(self.covering(range))
+        self.snapshot_of(self.covering_spans(first, last))
     }
 
-    /// The sequences of `set`, which has at most `N` stripes.
-    #[inline]
-    fn snapshot_of<const N: usize>(&self, set: StripeSet) -> Snapshot {
-        // Acquire pairs with the release in `lower`: whoever sees the new sequence also sees
-        // the host's change that it announces.
-        let sum = set.indexes().take(N).fold(0u64, |sum, index| {
-            sum.wrapping_add(self.stripes[index].sequence.load(Ordering::Acquire))
-        });
+    #[inline(never)]
+    fn snapshot_of(&self, set: StripeSet) -> Snapshot {
+        let sum = sum_of(set.indexes().map(|index| &self.stripes[index]));
         Snapshot { set, sum }
     }
 
-    /// Takes the stripes of `set`, at most `N`, in index order (P12).
     #[inline]
-    pub(crate) fn hold<const N: usize>(&self, set: StripeSet) -> Held<'_, L, N> {
-        let mut guards = ArrayVec::new();
-        for index in set.indexes().take(N) {
-            guards.push(self.stripes[index].in_progress.lock());
-        }
-        Held {
-            stripes: self,
-            set,
-            guards,
+    fn take(&self, index: usize) -> HeldStripe<'_, L> {
+        let stripe = &self.stripes[index];
+        HeldStripe {
+            stripe,
+            in_progress: stripe.in_progress.lock(),
         }
     }
 
+    /// Takes the stripes of `set`, in index order (P12).
+    pub(crate) fn hold(&self, set: StripeSet) -> Held<'_, L, Several> {
+        let stripes = set.indexes().map(|index| self.take(index)).collect();
+        Held { set, stripes }
+    }
+
     /// Takes the stripe of the span around `gpa`.
-    #[inline]
-    pub(crate) fn hold_one(&self, gpa: Gpa) -> Held<'_, L, 1> {
-        let index = self.index(gpa.raw() >> self.span_shift);
+    #[expect(clippy::inline_always, reason = "one lock is taken, and no more")]
+    #[inline(always)]
+    pub(crate) fn hold_one(&self, gpa: Gpa) -> Held<'_, L, One> {
+        let index = self.index(gpa.raw() >> span_shift::<F>());
         Held {
-            stripes: self,
             set: StripeSet::one(index),
-            guards: [self.stripes[index].in_progress.lock()].into(),
+            stripes: [self.take(index)],
         }
     }
 
@@ -247,15 +283,49 @@ impl<L: Locks> Stripes<L> {
     }
 }
 
-/// Some stripes, held: at most `N`. One alone is most of what is ever held, and must not cost what
-/// room for all of them does.
-pub(crate) struct Held<'s, L: Locks, const N: usize> {
-    stripes: &'s Stripes<L>,
-    set: StripeSet,
-    guards: ArrayVec<Guard<'s, L>, N>,
+mod sealed {
+    pub trait Sealed {}
 }
 
-impl<L: Locks, const N: usize> Held<'_, L, N> {
+/// For how many stripes a hold has room: [`One`] or [`Several`].
+pub trait Room: sealed::Sealed {
+    /// So many of them.
+    type Of<T>: AsRef<[T]>;
+}
+
+/// Room for one stripe. One is most of what is ever held, and must not cost what room for all of
+/// them does.
+#[derive(Debug)]
+pub enum One {}
+
+/// Room for all stripes.
+#[derive(Debug)]
+pub enum Several {}
+
+impl sealed::Sealed for One {}
+impl sealed::Sealed for Several {}
+
+impl Room for One {
+    type Of<T> = [T; 1];
+}
+
+impl Room for Several {
+    type Of<T> = ArrayVec<T, MAX_STRIPES>;
+}
+
+struct HeldStripe<'s, L: Locks> {
+    stripe: &'s Stripe<L>,
+    in_progress: Guard<'s, L>,
+}
+
+/// Some stripes, held.
+pub(crate) struct Held<'s, L: Locks, R: Room> {
+    set: StripeSet,
+    stripes: R::Of<HeldStripe<'s, L>>,
+}
+
+impl<L: Locks, R: Room> Held<'_, L, R> {
+    #[inline]
     pub(crate) fn set(&self) -> StripeSet {
         self.set
     }
@@ -275,13 +345,17 @@ impl<L: Locks, const N: usize> Held<'_, L, N> {
 
     #[inline]
     fn counts_above(&self, own: u32) -> bool {
-        self.guards.iter().any(|in_progress| **in_progress > own)
+        let mut held = self.stripes.as_ref().iter();
+        held.any(|held| *held.in_progress > own)
     }
 
     /// The held stripes' sequences.
     #[inline]
     pub(crate) fn snapshot(&self) -> Snapshot {
-        self.stripes.snapshot_of::<N>(self.set)
+        Snapshot {
+            set: self.set,
+            sum: sum_of(self.stripes.as_ref().iter().map(|held| held.stripe)),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::geometry::{Geometry, Level};
 use crate::hold::{Hold, Installed};
 pub use crate::leaves::{Leaves, LeavesError};
 use crate::platform::Platform;
-use crate::stripe::{MAX_STRIPES, Snapshot, StripeSet, Stripes};
+use crate::stripe::{MAX_STRIPES, One, Snapshot, StripeSet, Stripes, span_around, span_shift};
 use crate::sync::{Counter, Ordering};
 
 /// How to shape a new table.
@@ -50,6 +50,9 @@ pub enum NewTableError {
     /// The format's tables have no room for its entries.
     #[error("tables of {0} have no room for their entries")]
     Entries(&'static str),
+    /// The format's tree is not the one that its [`Format::SHIFTS`] describe.
+    #[error("levels of {0} map other sizes than the format says")]
+    Shifts(&'static str),
     /// No memory for the stripes.
     #[error("no memory for {0} stripes")]
     NoMemory(usize),
@@ -76,7 +79,7 @@ pub struct PageTable<F: Format, P: Platform> {
     rules: Rules,
     pub(crate) geometry: Geometry,
     pub(crate) root: Hpa,
-    pub(crate) stripes: Stripes<P::Locks>,
+    pub(crate) stripes: Stripes<F, P::Locks>,
     tables: Counter,
     table_bytes: Counter,
     flushes: Counter,
@@ -97,12 +100,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if !geometry.holds_entries_of(F::ENTRY_BYTES) {
             return Err(NewTableError::Entries(F::NAME));
         }
+        if !geometry.has_shifts(F::SHIFTS) {
+            return Err(NewTableError::Shifts(F::NAME));
+        }
         let count = options.stripes;
         if !count.is_power_of_two() || count > MAX_STRIPES {
             return Err(NewTableError::Stripes(count));
         }
-        let stripes = Stripes::new(count, geometry.span_shift())
-            .map_err(|_| NewTableError::NoMemory(count))?;
+        let stripes = Stripes::new(count).map_err(|_| NewTableError::NoMemory(count))?;
         let mut table = Self {
             platform,
             rules: F::rules(&features),
@@ -182,29 +187,40 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         self.stripes.snapshot(range)
     }
 
+    /// The page around `gpa`. `None` if its end is no number.
+    #[inline]
+    pub fn page(&self, gpa: Gpa) -> Option<GpaRange> {
+        GpaRange::aligned_block(gpa, F::shift(Level::PAGE))
+    }
+
     /// Whether `range` touches one span only.
     #[inline]
     pub fn is_in_one_span(&self, range: &GpaRange) -> bool {
         let last = range.end().raw() - 1;
-        (range.start().raw() ^ last) >> self.geometry.span_shift() == 0
+        (range.start().raw() ^ last) >> span_shift::<F>() == 0
     }
 
     /// Holds the stripes of all spans that `range` touches.
     #[inline]
     pub fn hold(&self, range: &GpaRange) -> Hold<'_, F, P> {
-        self.hold_stripes(self.stripes.covering(range))
+        let held = self.stripes.hold(self.stripes.covering(range));
+        Hold::new(self, Some(*range), held)
     }
 
     /// Holds the stripe of the span around `gpa`: what [`hold`](Self::hold) does for a range in
     /// one span, at less cost.
-    #[inline]
-    pub fn hold_span(&self, gpa: Gpa) -> Hold<'_, F, P, 1> {
-        Hold::new(self, self.stripes.hold_one(gpa))
+    #[expect(
+        clippy::inline_always,
+        reason = "one lock is taken, and what is returned need not be in memory"
+    )]
+    #[inline(always)]
+    pub fn hold_span(&self, gpa: Gpa) -> Hold<'_, F, P, One> {
+        Hold::new(self, span_around::<F>(gpa), self.stripes.hold_one(gpa))
     }
 
-    #[inline]
+    /// Holds `set`, under which nothing will be installed.
     pub(crate) fn hold_stripes(&self, set: StripeSet) -> Hold<'_, F, P> {
-        Hold::new(self, self.stripes.hold(set))
+        Hold::new(self, None, self.stripes.hold(set))
     }
 
     /// Finishes an installation over `range` once its hold is let go: makes the entries visible
@@ -231,11 +247,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 
     fn all_addresses(&self) -> Option<GpaRange> {
-        GpaRange::new(Gpa::new(0), 1 << self.geometry.address_bits()).ok()
-    }
-
-    pub(crate) fn span(&self, gpa: Gpa) -> Option<GpaRange> {
-        self.geometry.span(gpa)
+        GpaRange::between(Gpa::new(0), self.geometry.end())
     }
 
     pub(crate) fn allocate_table(&self, level: Level) -> Result<Hpa, OutOfTables> {

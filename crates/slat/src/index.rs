@@ -8,22 +8,22 @@
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
-use slat_table::address::HvaRange;
+use slat_table::address::{Hva, HvaRange};
 
 use crate::region::Slot;
 
-/// Names an invalidation under way.
+/// How many invalidations under way are known by their ranges.
+const RECORDED: usize = 8;
+
+/// Names an invalidation under way: the place of its range if that is recorded, a number from
+/// [`RECORDED`] on otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ActiveId {
-    number: u64,
-    /// Whether there was memory to record its range.
-    recorded: bool,
-}
+pub(crate) struct ActiveId(u64);
 
 impl ActiveId {
     /// Never the same for two that are under way.
     pub(crate) const fn number(self) -> u64 {
-        self.number
+        self.0
     }
 }
 
@@ -54,11 +54,15 @@ pub(crate) type Found = (Cursor, Slot);
 pub(crate) struct InvalidationIndex {
     /// In the order of their cursors: by start of the host range first.
     slots: Vec<Indexed>,
-    active: Vec<(u64, HvaRange)>,
+    /// What lies between the lowest start and the highest end of their host ranges.
+    hull: Option<HvaRange>,
+    /// The ranges of invalidations under way.
+    active: [Option<HvaRange>; RECORDED],
     /// Invalidations under way whose ranges are not in `active`. They count as overlapping
     /// everything, so that an invalidation needs no memory.
     unrecorded: u32,
-    next: u64,
+    /// How many have not been recorded so far.
+    overflowed: u64,
 }
 
 impl InvalidationIndex {
@@ -69,7 +73,12 @@ impl InvalidationIndex {
 
     /// Whether an invalidation of a part of `range` is under way.
     pub(crate) fn is_active(&self, range: &HvaRange) -> bool {
-        self.unrecorded != 0 || self.active.iter().any(|(_, active)| active.overlaps(range))
+        self.unrecorded != 0
+            || self
+                .active
+                .iter()
+                .flatten()
+                .any(|active| active.overlaps(range))
     }
 
     /// Lets invalidations find `slot` from now on.
@@ -101,53 +110,63 @@ impl InvalidationIndex {
             reach = reach.max(entry.hva.end().raw());
             entry.reach = reach;
         }
+        let [first, last] = [self.slots.first(), self.slots.last()];
+        self.hull = first
+            .zip(last)
+            .and_then(|(first, last)| HvaRange::between(first.hva.start(), Hva::new(last.reach)));
     }
 
     /// Begins an invalidation of `range`.
+    #[inline]
     pub(crate) fn begin(&mut self, range: HvaRange) -> ActiveId {
-        let room = self.active.try_reserve(1).is_ok();
-        self.count(range, room)
+        for (number, place) in (0..).zip(&mut self.active) {
+            if place.is_none() {
+                *place = Some(range);
+                return ActiveId(number);
+            }
+        }
+        self.begin_unrecorded()
     }
 
-    /// Counts an invalidation of `range` as under way, by its range if there is room for it.
-    fn count(&mut self, range: HvaRange, recorded: bool) -> ActiveId {
-        let number = self.next;
-        self.next += 1;
-        if recorded {
-            self.active.push((number, range));
-        } else {
-            self.unrecorded += 1;
-        }
-        ActiveId { number, recorded }
+    #[cold]
+    fn begin_unrecorded(&mut self) -> ActiveId {
+        self.unrecorded += 1;
+        self.overflowed += 1;
+        ActiveId(RECORDED as u64 + self.overflowed)
     }
 
     /// Ends the invalidation named `id`.
+    #[inline]
     pub(crate) fn end(&mut self, id: ActiveId) {
-        if !id.recorded {
-            self.unrecorded -= 1;
-            return;
+        let place = usize::try_from(id.0).ok();
+        match place.and_then(|place| self.active.get_mut(place)) {
+            Some(place) => *place = None,
+            None => self.unrecorded -= 1,
         }
-        if let Some(at) = self
-            .active
-            .iter()
-            .position(|(active, _)| *active == id.number)
-        {
-            self.active.swap_remove(at);
+    }
+
+    /// The first slot whose host range overlaps `range`.
+    #[inline]
+    pub(crate) fn first(&self, range: &HvaRange) -> Option<Found> {
+        // Most of what a host changes is nowhere near.
+        if !self.hull.is_some_and(|hull| hull.overlaps(range)) {
+            return None;
         }
+        let reaches = |entry: &Indexed| entry.reach > range.start().raw();
+        let first = self.slots.partition_point(|entry| !reaches(entry));
+        self.first_from(first, range)
     }
 
     /// The next slot after `cursor` whose host range overlaps `range`.
     ///
     /// Searching in steps, each under the lock, needs no memory. Slots that leave in between
     /// have nothing mapped; none that overlaps can enter.
-    #[inline]
-    pub(crate) fn next(&self, range: &HvaRange, cursor: Option<Cursor>) -> Option<Found> {
-        let first = match cursor {
-            Some(cursor) => self.slots.partition_point(|entry| entry.cursor() <= cursor),
-            None => self
-                .slots
-                .partition_point(|entry| entry.reach <= range.start().raw()),
-        };
+    pub(crate) fn next(&self, range: &HvaRange, cursor: Cursor) -> Option<Found> {
+        let first = self.slots.partition_point(|entry| entry.cursor() <= cursor);
+        self.first_from(first, range)
+    }
+
+    fn first_from(&self, first: usize, range: &HvaRange) -> Option<Found> {
         self.slots[first..]
             .iter()
             .take_while(|entry| entry.hva.start() < range.end())
@@ -173,7 +192,7 @@ mod tests {
     use crate::region::{Region, SlotId};
     use crate::testing::geometry;
     use proptest::prelude::*;
-    use slat_table::address::{Gpa, Hva};
+    use slat_table::address::Gpa;
 
     fn slot(id: u32, hva_page: u64, pages: u64) -> Slot {
         let gpa = Gpa::new(u64::from(id) << 24);
@@ -184,10 +203,10 @@ mod tests {
 
     fn found(index: &InvalidationIndex, range: &HvaRange) -> Vec<Slot> {
         let mut found = Vec::new();
-        let mut cursor = None;
-        while let Some((next, slot)) = index.next(range, cursor) {
-            cursor = Some(next);
+        let mut next = index.first(range);
+        while let Some((cursor, slot)) = next {
             found.push(slot);
+            next = index.next(range, cursor);
         }
         found
     }
@@ -208,17 +227,23 @@ mod tests {
     #[test]
     fn an_invalidation_that_could_not_be_recorded_counts_as_overlapping_everything() {
         let mut index = InvalidationIndex::default();
-        let here = HvaRange::new(Hva::new(0), 1 << 12).unwrap();
-        let there = HvaRange::new(Hva::new(1 << 20), 1 << 12).unwrap();
-        let recorded = index.begin(here);
+        let range = |at| HvaRange::new(Hva::new(at), 1 << 12).unwrap();
+        let (here, there) = (range(0), range(1 << 20));
+        let recorded = [(); RECORDED].map(|()| index.begin(here));
         assert!(index.is_active(&here) && !index.is_active(&there));
-        let [first, second] = [(); 2].map(|()| index.count(here, false));
+        let [first, second] = [(); 2].map(|()| index.begin(here));
+        assert_ne!(first.number(), second.number());
         index.end(first);
         assert!(index.is_active(&there));
         index.end(second);
-        assert!(!index.is_active(&there));
-        index.end(recorded);
+        assert!(!index.is_active(&there) && index.is_active(&here));
+        for id in recorded {
+            index.end(id);
+        }
         assert!(!index.is_active(&here));
+        let again = index.begin(there);
+        assert!(!index.is_active(&here), "there is room again");
+        index.end(again);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub struct Invalidation<'m, F: Format, H: Host, P: Platform> {
 impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
     /// Takes every translation of `range` away from the guest. When this returns, no guest
     /// access reaches the pages that were there; until the result is dropped, none is mapped.
+    #[inline]
     pub fn invalidate(&self, range: HvaRange) -> Invalidation<'_, F, H, P> {
         Invalidation {
             memory: self,
@@ -67,22 +68,23 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
             if let Some(gpa) = slot.gpa_of(range) {
                 act(&slot, gpa);
             }
-            found = self.index.lock().next(range, Some(at));
+            found = self.index.lock().next(range, at);
         }
     }
 
     /// The first slot that a search for `range` finds.
     fn first_slot(&self, range: &HvaRange) -> Option<Found> {
-        self.index.lock().next(range, None)
+        self.index.lock().first(range)
     }
 }
 
 impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
+    #[inline]
     fn begin(&self, range: HvaRange) -> Ticket {
         count(&self.counters.invalidations);
         let mut index = self.index.lock();
         let active = index.begin(range);
-        let first = index.next(&range, None);
+        let first = index.first(&range);
         drop(index);
         // Most changes of a host are to memory that no guest has.
         let raised = match first {
@@ -94,6 +96,7 @@ impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
         }
     }
 
+    #[inline]
     fn end(&self, ticket: Ticket) {
         if let Some((raised, active)) = ticket.begun
             && self.table.lower(raised)
@@ -128,6 +131,7 @@ impl<F: Format, H: Host, P: Platform> Notifier for GuestMemory<F, H, P> {
 }
 
 impl<F: Format, H: Host, P: Platform> Drop for Invalidation<'_, F, H, P> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             self.memory.end(ticket);

@@ -13,7 +13,7 @@ use slat_table::geometry::{Geometry, Level};
 use slat_table::hold::{Hold, Installed};
 use slat_table::platform::Platform;
 use slat_table::restriction::PartialBlock;
-use slat_table::stripe::Snapshot;
+use slat_table::stripe::{Room, Snapshot};
 use slat_table::table::{Leaves, LeavesError};
 
 use crate::host::{Host, HostPage, PageKind, ResolveError};
@@ -48,10 +48,16 @@ pub(crate) struct Mapped {
     pub(crate) level: Level,
     /// Bytes of each leaf in it; of a run of leaves, all its bytes.
     pub(crate) leaf: u64,
-    pub(crate) page: HostPage,
+    /// What kind of memory the host shows there.
+    pub(crate) kind: PageKind,
+    /// Whether the host lets it be written.
+    pub(crate) writable: bool,
     /// Host address behind the first byte of `range`.
     pub(crate) hpa: Hpa,
-    pub(crate) installed: Installed,
+    /// Leaves that were not there.
+    pub(crate) new: u64,
+    /// Leaves that were there and allow more now, or are young again.
+    pub(crate) extended: u64,
 }
 
 impl Mapped {
@@ -127,25 +133,45 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Mapped, PopulateError> {
         tables.fill()?;
-        let geometry = self.table.geometry();
-        let page = GpaRange::block_around(request.gpa, geometry.entry_bytes(Level::PAGE))
-            .ok_or(PopulateError::Retry)?;
+        let page = self.table.page(request.gpa).ok_or(PopulateError::Retry)?;
         let hva = request.slot.hva_of(&page).ok_or(PopulateError::Retry)?;
 
         // P2: the sequence comes before the question.
         let snapshot = self.table.snapshot(&page);
         let answer = ask(hva.start(), request.access)?;
-        let plan = plan(geometry, request, &page, &answer)?;
-        if !self.table.is_in_one_span(&plan.range) {
-            return self.populate_wide(
-                request,
-                &page,
-                &plan,
-                || ask(hva.start(), request.access),
-                tables,
-            );
+        if answer.block == hva {
+            // Most hosts show one page. There is nothing to plan then, and what follows is
+            // compiled for pages.
+            let plan = Plan {
+                range: page,
+                level: Level::PAGE,
+                leaf: page.bytes(),
+                hpa: answer.hpa,
+            };
+            return self.install(request, &plan, &answer, &snapshot, tables);
         }
-        self.install(request, &plan, &answer, &snapshot, tables)
+        self.populate_planned(request, &page, &answer, &snapshot, tables, || {
+            ask(hva.start(), request.access)
+        })
+    }
+
+    /// The same for an answer that may hold more than the page.
+    #[inline(never)]
+    fn populate_planned(
+        &self,
+        request: &Request<'_>,
+        page: &GpaRange,
+        answer: &HostPage,
+        snapshot: &Snapshot,
+        tables: &mut TableCache<'_, F, P>,
+        ask: impl FnOnce() -> Result<HostPage, ResolveError>,
+    ) -> Result<Mapped, PopulateError> {
+        let plan = plan(self.table.geometry(), request, page, answer)?;
+        if self.table.is_in_one_span(&plan.range) {
+            self.install(request, &plan, answer, snapshot, tables)
+        } else {
+            self.populate_wide(request, page, &plan, ask, tables)
+        }
     }
 
     /// P2: a leaf over several spans needs all their sequences before the question, so the host is
@@ -168,7 +194,11 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         self.install(request, &again, &answer, &snapshot, tables)
     }
 
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "where the plan is one page, most of it is known when this is compiled"
+    )]
+    #[inline(always)]
     fn install(
         &self,
         request: &Request<'_>,
@@ -181,44 +211,44 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         let encoded = self
             .table
             .leaves(plan.range, plan.hpa, plan.level, attributes);
-        let leaves = match encoded {
+        let mut leaves = match encoded {
             Ok(leaves) => leaves,
             Err(LeavesError::Carry { front }) => {
                 return self.install_front(request, plan, front, page, snapshot, tables);
             }
             Err(error) => return Err(error.into()),
         };
-        // A logged page is made writable, and not, by itself.
-        let leaves = if request.slot.logs_dirty() {
-            leaves.without_runs()
-        } else {
-            leaves
-        };
+        if request.slot.logs_dirty() {
+            // A logged page is made writable, and not, by itself.
+            leaves = leaves.without_runs();
+        }
         let executable = attributes.permissions.execute != Execute::Never;
         self.table
             .platform()
             .prepare(plan.hpa, plan.range.bytes(), page.memory, executable);
 
-        let installed = if snapshot.set().is_one() {
+        let installed = if self.table.is_in_one_span(&plan.range) {
             let hold = self.table.hold_span(plan.range.start());
             self.install_under(hold, request, snapshot, &leaves, tables)?
         } else {
-            let hold = self.table.hold(&plan.range);
-            self.install_under(hold, request, snapshot, &leaves, tables)?
+            self.install_wide(request, *snapshot, leaves, tables)?
         };
         self.table.settle(&installed, plan.range);
-        let mapped = Mapped {
+        let mapped = |installed: &Installed| Mapped {
             range: plan.range,
             level: plan.level,
             leaf: plan.leaf,
-            page: *page,
+            kind: page.kind,
+            writable: page.writable,
             hpa: plan.hpa,
-            installed,
+            new: installed.new,
+            extended: installed.extended,
         };
         if installed.conflict.is_some() {
-            return self.install_one(request, snapshot, &leaves, mapped, tables);
+            let mapped = mapped(&installed);
+            return self.install_one(request, *snapshot, leaves, mapped, installed, tables);
         }
-        Ok(mapped)
+        Ok(mapped(&installed))
     }
 
     /// Of leaves that cannot be counted through in one go, installs those in `front`, which can.
@@ -240,11 +270,25 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
         self.install(request, &front, page, snapshot, tables)
     }
 
-    /// P3: checks, in this order, under the stripes; then installs.
-    #[inline]
-    fn install_under<const N: usize>(
+    /// A leaf over several spans needs all their stripes.
+    #[cold]
+    fn install_wide(
         &self,
-        mut hold: Hold<'_, F, P, N>,
+        request: &Request<'_>,
+        snapshot: Snapshot,
+        leaves: Leaves,
+        tables: &mut TableCache<'_, F, P>,
+    ) -> Result<Installed, PopulateError> {
+        let hold = self.table.hold(&leaves.range());
+        self.install_under(hold, request, &snapshot, &leaves, tables)
+    }
+
+    /// P3: checks, in this order, under the stripes; then installs.
+    #[expect(clippy::inline_always, reason = "as for `install`")]
+    #[inline(always)]
+    fn install_under<R: Room>(
+        &self,
+        mut hold: Hold<'_, F, P, R>,
         request: &Request<'_>,
         snapshot: &Snapshot,
         leaves: &Leaves,
@@ -259,30 +303,32 @@ impl<F: Format, H: Host, P: Platform> GuestMemory<F, H, P> {
 
     /// P4: what is in the way of a run's other leaves, such as a sibling that has a table of its
     /// own, is not in the way of the one that was asked for: that one is then installed alone.
-    /// Anything else is cleared away. `mapped` is what was done before.
+    /// Anything else is cleared away. `mapped` and `installed` are what was done before.
     #[cold]
     fn install_one(
         &self,
         request: &Request<'_>,
-        snapshot: &Snapshot,
-        leaves: &Leaves,
+        snapshot: Snapshot,
+        leaves: Leaves,
         mut mapped: Mapped,
+        installed: Installed,
         tables: &mut TableCache<'_, F, P>,
     ) -> Result<Mapped, PopulateError> {
-        let installed = &mut mapped.installed;
-        let one = self.table.one_of_run(leaves, request.gpa);
-        let met = installed.conflict;
+        let one = self.table.one_of_run(&leaves, request.gpa);
+        let mut met = installed.conflict;
         let one = one.filter(|one| !met.is_some_and(|met| met.overlaps(&one.range())));
         if let Some(one) = one {
             // Between the two holds something may have changed: the checks are made again, of all
             // that the snapshot is of.
             let hold = self.table.hold(&leaves.range());
-            let alone = self.install_under(hold, request, snapshot, &one, tables)?;
+            let alone = self.install_under(hold, request, &snapshot, &one, tables)?;
             self.table.settle(&alone, one.range());
-            installed.add(&alone);
+            met = alone.conflict;
             mapped = mapped.only(one.range());
+            mapped.new += alone.new;
+            mapped.extended += alone.extended;
         }
-        match mapped.installed.conflict {
+        match met {
             None => Ok(mapped),
             Some(conflict) => {
                 self.clear_away(&conflict);

@@ -117,9 +117,9 @@ impl Reason {
             Self::DirtyLogging
         } else if !vma.range.covers(&block) {
             Self::VmaBoundary
-        } else if mapped.page.kind == PageKind::Ram && !congruent {
+        } else if mapped.kind == PageKind::Ram && !congruent {
             Self::NotCongruent
-        } else if mapped.page.kind == PageKind::Pfnmap && !aligned {
+        } else if mapped.kind == PageKind::Pfnmap && !aligned {
             Self::HostAddress
         } else {
             Self::HostBlock
@@ -230,7 +230,7 @@ impl Part {
                 self.note(reason, bytes);
             }
             // Of a mapping that cannot be written at all, the whole part was noted already.
-            if vma.writable && !mapped.page.writable && !slot.is_read_only() {
+            if vma.writable && !mapped.writable && !slot.is_read_only() {
                 self.note(Reason::NotWritable, bytes);
             }
         }
@@ -352,13 +352,11 @@ impl fmt::Display for Bytes {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::host::HostPage;
     use crate::region::Region;
     use crate::testing::geometry;
     use alloc::string::ToString;
     use slat_table::address::{Gpa, Hpa, Hva};
     use slat_table::attributes::MemoryType;
-    use slat_table::hold::Installed;
 
     #[test]
     fn a_logged_slot_gives_logging_as_the_reason() {
@@ -378,14 +376,10 @@ mod tests {
             level: Level::PAGE,
             leaf: 4096,
             hpa: Hpa::new(0),
-            page: HostPage {
-                block,
-                hpa: Hpa::new(0),
-                writable: true,
-                kind,
-                memory,
-            },
-            installed: Installed::default(),
+            kind,
+            writable: true,
+            new: 1,
+            extended: 0,
         };
         let reason = Reason::not_larger(&geometry(), &slot, &vma, &mapped);
         assert_eq!(reason, Some(Reason::DirtyLogging));

@@ -244,8 +244,7 @@ impl<'m, F: Format, H: Host, P: Platform> Vcpu<'m, F, H, P> {
         let ask = |hva, access| host.fault(hva, access);
         match self.memory.populate(&request, ask, &mut self.tables) {
             Ok(mapped) => {
-                let new = mapped.installed.new;
-                self.stats.leaves[mapped.level.index()] += new;
+                self.stats.leaves[mapped.level.index()] += mapped.new;
                 Ok((mapped_outcome(slot.id(), &mapped), Some(mapped.range.end())))
             }
             Err(error) => Ok((failed_outcome(slot.id(), fault, error)?, None)),
@@ -284,17 +283,17 @@ impl<'m, F: Format, H: Host, P: Platform> Vcpu<'m, F, H, P> {
 }
 
 fn mapped_outcome(slot: SlotId, mapped: &Mapped) -> Outcome {
-    if mapped.installed.new != 0 {
+    if mapped.new != 0 {
         let Mapped {
-            range, hpa, page, ..
+            range, hpa, kind, ..
         } = *mapped;
         Outcome::Mapped {
             slot,
             range,
             hpa,
-            kind: page.kind,
+            kind,
         }
-    } else if mapped.installed.extended != 0 {
+    } else if mapped.extended != 0 {
         Outcome::Extended { slot }
     } else {
         Outcome::Spurious { slot }

@@ -26,11 +26,11 @@ pub use features::Arm64Features;
 pub use granule::{Granule, Granule4K, Granule4KLpa2, Granule16K, Granule16KLpa2, Granule64K};
 pub use registers::Arm64Root;
 
-use self::descriptor::{TABLE_OR_PAGE, VALID};
+use self::descriptor::{CONTIGUOUS, TABLE_OR_PAGE, VALID};
 use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, MemoryType};
-use crate::geometry::{Geometry, Level};
+use crate::geometry::{Geometry, Level, level_shifts};
 
 /// Arm stage 2 with one granule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,7 @@ impl<G: Granule> Format for StageTwo<G> {
 
     const NAME: &'static str = G::NAME;
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &level_shifts::<4>(G::PAGE_SHIFT, G::INDEX_BITS);
 
     fn rules(features: &Arm64Features) -> Rules {
         Rules {
@@ -137,6 +138,11 @@ impl<G: Granule> Format for StageTwo<G> {
     #[inline]
     fn address(_: &Arm64Features, level: Level, raw: u64) -> Hpa {
         descriptor::address::<G>(level, raw)
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, raw: u64) -> bool {
+        raw & CONTIGUOUS != 0
     }
 
     fn forces(features: &Arm64Features, memory: MemoryType) -> bool {

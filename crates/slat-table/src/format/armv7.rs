@@ -30,7 +30,7 @@ pub mod maintenance;
 use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
-use crate::geometry::{Geometry, Level, LevelShape};
+use crate::geometry::{Geometry, Level, LevelShape, level_shifts};
 
 /// Armv7 LPAE stage 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +102,7 @@ impl Format for Armv7 {
 
     const NAME: &'static str = "Armv7 LPAE stage 2";
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &level_shifts::<3>(PAGE_SHIFT, INDEX_BITS);
 
     fn rules(_: &Armv7Features) -> Rules {
         Rules {
@@ -124,7 +125,7 @@ impl Format for Armv7 {
             return Err(error);
         }
         let shape = |number: u8, index_bits: u8| LevelShape {
-            shift: PAGE_SHIFT + number * INDEX_BITS,
+            shift: Self::SHIFTS[usize::from(number)],
             index_bits,
             table_bytes: TABLE_BYTES << index_bits.saturating_sub(INDEX_BITS),
             leaf: true,
@@ -238,6 +239,11 @@ impl Format for Armv7 {
         } else {
             hpa
         }
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, raw: u64) -> bool {
+        raw & CONTIGUOUS != 0
     }
 
     fn forces(_: &Armv7Features, memory: MemoryType) -> bool {

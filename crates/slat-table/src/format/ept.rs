@@ -12,7 +12,7 @@ pub mod maintenance;
 use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
-use crate::geometry::{Geometry, Level, LevelShape};
+use crate::geometry::{Geometry, Level, LevelShape, level_shifts};
 
 /// Intel EPT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,6 +164,7 @@ impl Format for Ept {
 
     const NAME: &'static str = "Intel EPT";
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &level_shifts::<5>(PAGE_SHIFT, INDEX_BITS);
 
     fn rules(features: &EptFeatures) -> Rules {
         Rules {
@@ -193,7 +194,7 @@ impl Format for Ept {
             return Err(error);
         }
         let shapes = [0, 1, 2, 3, 4].map(|number| LevelShape {
-            shift: PAGE_SHIFT + number * INDEX_BITS,
+            shift: Self::SHIFTS[usize::from(number)],
             index_bits: INDEX_BITS,
             table_bytes: TABLE_BYTES,
             leaf: features.has_leaf(Level::new(number)),
@@ -282,6 +283,11 @@ impl Format for Ept {
     #[inline]
     fn address(_: &EptFeatures, _: Level, raw: u64) -> Hpa {
         Hpa::new(raw & ADDRESS)
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, _: u64) -> bool {
+        false
     }
 
     fn forces(features: &EptFeatures, memory: MemoryType) -> bool {

@@ -11,7 +11,7 @@ pub mod maintenance;
 use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, Execute, MemoryType, Permissions};
-use crate::geometry::{Geometry, Level, LevelShape};
+use crate::geometry::{Geometry, Level, LevelShape, level_shifts};
 
 /// AMD nested paging.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,6 +201,7 @@ impl Format for Npt {
 
     const NAME: &'static str = "AMD nested paging";
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &level_shifts::<5>(PAGE_SHIFT, INDEX_BITS);
 
     fn rules(_: &NptFeatures) -> Rules {
         Rules {
@@ -230,7 +231,7 @@ impl Format for Npt {
             return Err(error);
         }
         let shapes = [0, 1, 2, 3, 4].map(|number| LevelShape {
-            shift: PAGE_SHIFT + number * INDEX_BITS,
+            shift: Self::SHIFTS[usize::from(number)],
             index_bits: INDEX_BITS,
             table_bytes: TABLE_BYTES,
             leaf: features.has_leaf(Level::new(number)),
@@ -327,6 +328,11 @@ impl Format for Npt {
         } else {
             address
         })
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, _: u64) -> bool {
+        false
     }
 
     fn forces(_: &NptFeatures, memory: MemoryType) -> bool {

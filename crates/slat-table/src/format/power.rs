@@ -164,6 +164,7 @@ impl<P: PageSize> Format for Power<P> {
 
     const NAME: &'static str = P::NAME;
     const BYTE_ORDER: ByteOrder = ByteOrder::Big;
+    const SHIFTS: &'static [u8] = &Self::SHIFTS;
 
     fn rules(_: &PowerFeatures) -> Rules {
         Rules {
@@ -283,6 +284,11 @@ impl<P: PageSize> Format for Power<P> {
         } else {
             raw & REAL_PAGE
         })
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, _: u64) -> bool {
+        false
     }
 
     fn forces(_: &PowerFeatures, memory: MemoryType) -> bool {

@@ -16,7 +16,7 @@ pub mod sv32x4;
 use super::{ByteOrder, EncodeError, FlushKind, Format, GeometryError, Rules};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, MemoryType};
-use crate::geometry::{Geometry, Level, LevelShape};
+use crate::geometry::{Geometry, Level, LevelShape, level_shifts};
 use flags::VALID;
 
 /// RISC-V G-stage of a 64-bit hart: the smallest of `Sv39x4`, `Sv48x4` and `Sv57x4` that the hart
@@ -146,6 +146,7 @@ impl Format for RiscV {
 
     const NAME: &'static str = "RISC-V G-stage";
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &level_shifts::<5>(PAGE_SHIFT, INDEX_BITS);
 
     fn rules(features: &RiscVFeatures) -> Rules {
         features.hardware().rules()
@@ -173,7 +174,7 @@ impl Format for RiscV {
             .find(|levels| guest_bits(*levels) >= bits)
             .ok_or(error)?;
         let shape = |number: u8| LevelShape {
-            shift: PAGE_SHIFT + number * INDEX_BITS,
+            shift: Self::SHIFTS[usize::from(number)],
             index_bits: INDEX_BITS,
             table_bytes: TABLE_BYTES,
             leaf: true,
@@ -272,9 +273,15 @@ impl Format for RiscV {
     }
 
     #[inline]
-    fn address(_: &RiscVFeatures, _: Level, raw: u64) -> Hpa {
-        let size = if raw & NAPOT == 0 { 0 } else { RUN_MASK };
+    fn address(_: &RiscVFeatures, level: Level, raw: u64) -> Hpa {
+        let in_run = Self::is_in_run(level, raw);
+        let size = if in_run { RUN_MASK } else { 0 };
         Hpa::new((raw & PAGE_NUMBER & !size) << (PAGE_SHIFT - PAGE_NUMBER_SHIFT))
+    }
+
+    #[inline]
+    fn is_in_run(level: Level, raw: u64) -> bool {
+        level == Level::PAGE && raw & NAPOT != 0
     }
 
     /// A memory type of the guest's replaces ours where it says one ("Svpbmt", two-stage

@@ -117,6 +117,7 @@ impl Format for S390 {
 
     const NAME: &'static str = "s390 DAT tables";
     const BYTE_ORDER: ByteOrder = ByteOrder::Big;
+    const SHIFTS: &'static [u8] = &SHIFTS;
 
     fn rules(_: &S390Features) -> Rules {
         Rules {
@@ -241,6 +242,11 @@ impl Format for S390 {
         } else {
             Hpa::new(raw & !(Self::leaf_step(level) - 1))
         }
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, _: u64) -> bool {
+        false
     }
 
     fn forces(_: &S390Features, memory: MemoryType) -> bool {

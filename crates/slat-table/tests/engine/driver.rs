@@ -445,6 +445,8 @@ impl<F: Format> Driver<F> {
                 .translate(gpa(probe))
                 .map(|found| (found.hpa, found.attributes));
             assert_eq!(found, self.model.translate(probe), "{probe:#x}");
+            let hpa = self.table.gpa_to_hpa(gpa(probe));
+            assert_eq!(hpa, found.map(|(hpa, _)| hpa), "{probe:#x}");
             let walked = self
                 .observer
                 .walk(probe)

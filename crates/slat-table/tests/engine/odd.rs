@@ -73,6 +73,11 @@ impl Format for Odd {
 
     const NAME: &'static str = "odd";
     const BYTE_ORDER: ByteOrder = ByteOrder::Big;
+    const SHIFTS: &'static [u8] = &[
+        PAGE_SHIFT,
+        PAGE_SHIFT + INDEX_BITS,
+        PAGE_SHIFT + 2 * INDEX_BITS,
+    ];
 
     fn rules((): &()) -> Rules {
         Rules {
@@ -92,7 +97,7 @@ impl Format for Odd {
             highest: 47,
         };
         let shape = |number: u8| LevelShape {
-            shift: PAGE_SHIFT + number * INDEX_BITS,
+            shift: Self::SHIFTS[usize::from(number)],
             index_bits: INDEX_BITS,
             table_bytes: 16384,
             leaf: true,
@@ -216,6 +221,10 @@ impl Format for Odd {
         } else {
             hpa
         }
+    }
+
+    fn is_in_run(_: Level, raw: u64) -> bool {
+        raw & CONTIGUOUS != 0
     }
 
     fn forces((): &(), _: MemoryType) -> bool {

@@ -53,6 +53,7 @@ pub(crate) fn all_attributes(software: &[u8]) -> Vec<Attributes> {
 /// Checks every law for one set of hardware features.
 pub(crate) fn check<F: Format>(features: &F::Features, address_bits: u8) {
     let geometry = F::geometry(features, address_bits).unwrap();
+    assert!(geometry.has_shifts(F::SHIFTS));
     let software: Vec<u8> = (0..=16).chain([0x80, 0xff]).collect();
     let attributes = all_attributes(&software);
     for level in geometry.levels_down() {
@@ -165,6 +166,7 @@ fn runs_are_runs<F: Format>(
             "{number} of {level:?}"
         );
         assert_eq!(F::address(features, level, raw), first);
+        assert!(F::is_in_run(level, raw));
         assert!(!F::is_table(level, raw) && !F::is_empty(level, raw));
         expected = raw.wrapping_add(F::run_step(level));
     }
@@ -181,6 +183,7 @@ fn what_is_decoded_can_be_encoded<F: Format>(features: &F::Features, level: Leve
         "{raw:#x}"
     );
     if let Entry::Leaf { hpa, attributes } = entry {
+        assert_eq!(F::is_in_run(level, raw), attributes.contiguous, "{raw:#x}");
         match F::leaf(features, level, hpa, attributes) {
             Ok(again) if attributes.contiguous => assert!(
                 (0..=128).any(|number| again + number * F::run_step(level) == raw),

@@ -54,6 +54,7 @@ impl Format for Tiny {
 
     const NAME: &'static str = "tiny";
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &[12, 13, 14];
 
     fn rules(features: &TinyFeatures) -> Rules {
         Rules {
@@ -167,6 +168,10 @@ impl Format for Tiny {
 
     fn address(_: &TinyFeatures, _: Level, raw: u64) -> Hpa {
         Hpa::new(raw & ADDRESS)
+    }
+
+    fn is_in_run(_: Level, _: u64) -> bool {
+        false
     }
 
     fn forces(_: &TinyFeatures, _: MemoryType) -> bool {

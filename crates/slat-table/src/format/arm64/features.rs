@@ -2,10 +2,8 @@
 
 /// What of stage 2 the CPU at hand has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is one independent CPU feature"
-)]
+// So that it is read in one go, wherever an entry is encoded or decoded.
+#[repr(align(8))]
 pub struct Arm64Features {
     /// Bits of a physical address (`ID_AA64MMFR0_EL1.PARange`): 32, 36, 40, 42, 44, 48 or 52. A
     /// format whose descriptors hold fewer uses as many as they hold.

@@ -9,7 +9,7 @@ use super::{Hardware, flags};
 use crate::address::Hpa;
 use crate::attributes::{Attributes, MemoryType};
 use crate::format::{ByteOrder, EncodeError, Format, GeometryError, Rules};
-use crate::geometry::{Geometry, Level, LevelShape};
+use crate::geometry::{Geometry, Level, LevelShape, level_shifts};
 use flags::VALID;
 
 /// RISC-V G-stage, `Sv32x4`.
@@ -63,6 +63,7 @@ impl Format for Sv32x4 {
 
     const NAME: &'static str = "RISC-V G-stage, Sv32x4";
     const BYTE_ORDER: ByteOrder = ByteOrder::Little;
+    const SHIFTS: &'static [u8] = &level_shifts::<2>(PAGE_SHIFT, INDEX_BITS);
     const ENTRY_BYTES: u64 = 4;
 
     fn rules(features: &Sv32x4Features) -> Rules {
@@ -81,7 +82,7 @@ impl Format for Sv32x4 {
             return Err(error);
         }
         let pages = LevelShape {
-            shift: PAGE_SHIFT,
+            shift: Self::SHIFTS[0],
             index_bits: INDEX_BITS,
             table_bytes: 4096,
             leaf: true,
@@ -89,7 +90,7 @@ impl Format for Sv32x4 {
         };
         // Four tables side by side.
         let root = LevelShape {
-            shift: PAGE_SHIFT + INDEX_BITS,
+            shift: Self::SHIFTS[1],
             index_bits: INDEX_BITS + 2,
             table_bytes: 4 * 4096,
             ..pages
@@ -174,6 +175,11 @@ impl Format for Sv32x4 {
     #[inline]
     fn address(_: &Sv32x4Features, _: Level, raw: u64) -> Hpa {
         Hpa::new((raw & PAGE_NUMBER) << ADDRESS_TO_ENTRY)
+    }
+
+    #[inline]
+    fn is_in_run(_: Level, _: u64) -> bool {
+        false
     }
 
     /// The guest's entries have no memory types either.
