@@ -106,3 +106,51 @@ impl Drop for Bracket {
         self.end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    use slat_table::address::{Hva, PAGE_SIZE};
+    use slat_table::lock::StdLocks;
+
+    use super::*;
+
+    /// How many changes it was told of and has not seen end.
+    #[derive(Default)]
+    struct Waiting(AtomicU64);
+
+    impl Notifier for Waiting {
+        fn begin(&self, _: HvaRange) -> Ticket {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ticket::nothing()
+        }
+
+        fn end(&self, _: Ticket) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+
+        fn age(&self, _: HvaRange) -> bool {
+            false
+        }
+
+        fn test_young(&self, _: HvaRange) -> bool {
+            false
+        }
+
+        fn release(&self) {}
+    }
+
+    #[test]
+    fn a_change_that_is_given_up_ends_for_everybody() {
+        let waiting = Arc::new(Waiting::default());
+        let notifier: Arc<dyn Notifier> = waiting.clone();
+        let notifiers = Notifiers::<StdLocks>::new();
+        notifiers.register(Arc::downgrade(&notifier));
+        let mut bracket = Bracket::new();
+        bracket.begin(&notifiers, HvaRange::new(Hva::new(0), PAGE_SIZE).unwrap());
+        assert_eq!(waiting.0.load(Ordering::Relaxed), 1);
+        drop(bracket);
+        assert_eq!(waiting.0.load(Ordering::Relaxed), 0);
+    }
+}

@@ -402,4 +402,82 @@ mod tests {
             prop_assert!(left.hull(&right).covers(&left) && left.hull(&right).covers(&right));
         }
     }
+
+    fn gpas(start: u64, bytes: u64) -> GpaRange {
+        GpaRange::new(Gpa::new(start), bytes).unwrap()
+    }
+
+    #[test]
+    fn a_block_is_aligned_and_holds_the_address() {
+        let around = |address, size| GpaRange::block_around(Gpa::new(address), size);
+        assert_eq!(around(0x5432, 0x1000), Some(gpas(0x5000, 0x1000)));
+        assert_eq!(around(0x5000, 0x4000), Some(gpas(0x4000, 0x4000)));
+        for size in [0, 0x800, 0x3000] {
+            assert_eq!(around(0x5000, size), None, "{size:#x} is no block's size");
+        }
+        assert_eq!(around(u64::MAX, 0x1000), None, "its end is no number");
+        let aligned = GpaRange::aligned_block(Gpa::new(0x5432), 14);
+        assert_eq!(aligned, Some(gpas(0x4000, 0x4000)));
+        assert_eq!(GpaRange::aligned_block(Gpa::new(u64::MAX), 12), None);
+    }
+
+    #[test]
+    fn a_range_begins_at_its_start_and_ends_before_its_end() {
+        let range = gpas(0x3000, 0x2000);
+        assert_eq!((range.bytes(), range.pages()), (0x2000, 2));
+        assert_eq!(range.end(), Gpa::new(0x5000));
+        assert_eq!(
+            alloc::format!("{range} {range:?}"),
+            "0x3000..0x5000 0x3000..0x5000"
+        );
+        let inside = |address| range.contains(Gpa::new(address));
+        assert!(inside(0x3000) && inside(0x4fff));
+        assert!(!inside(0x2fff) && !inside(0x5000));
+        let between = |start, end| GpaRange::between(Gpa::new(start), Gpa::new(end));
+        assert_eq!(between(0x3000, 0x5000), Some(range));
+        assert_eq!(between(0x3000, 0x3000), None);
+        assert_eq!(between(0x5000, 0x3000), None);
+    }
+
+    #[test]
+    fn neighbours_share_nothing_and_have_a_hull() {
+        let (one, next) = (gpas(0x3000, 0x2000), gpas(0x5000, 0x1000));
+        assert!(!one.overlaps(&next) && !next.overlaps(&one));
+        assert_eq!(one.intersection(&next), None);
+        assert_eq!(one.hull(&next), gpas(0x3000, 0x3000));
+        assert_eq!(next.hull(&one), gpas(0x3000, 0x3000));
+        let across = gpas(0x4000, 0x3000);
+        assert!(one.overlaps(&across) && across.overlaps(&one));
+        assert_eq!(one.intersection(&across), Some(gpas(0x4000, 0x1000)));
+        assert_eq!(across.intersection(&one), Some(gpas(0x4000, 0x1000)));
+        let far = gpas(0x8000, 0x1000);
+        assert!(!one.overlaps(&far) && !far.overlaps(&one));
+        assert_eq!(one.intersection(&far), None);
+        assert!(one != next && one != gpas(0x3000, 0x1000) && one != gpas(0x2000, 0x2000));
+    }
+
+    #[test]
+    fn the_rest_of_a_range_begins_at_a_page() {
+        let range = gpas(0x3000, 0x3000);
+        let from = |address| range.from(Gpa::new(address));
+        assert_eq!(from(0), Some(range));
+        assert_eq!(from(0x4000), Some(gpas(0x4000, 0x2000)));
+        assert_eq!(from(0x4fff), Some(gpas(0x4000, 0x2000)));
+        assert_eq!(from(0x5000), Some(gpas(0x5000, 0x1000)));
+        assert_eq!(from(0x6000), None);
+    }
+
+    #[test]
+    fn a_range_keeps_its_distance_from_the_anchor_in_another_space() {
+        let moved =
+            |anchor, image| gpas(0x5000, 0x2000).translate(Gpa::new(anchor), Hva::new(image));
+        let expected = HvaRange::new(Hva::new(0x9_2000), 0x2000).unwrap();
+        assert_eq!(moved(0x3000, 0x9_0000), Some(expected));
+        assert_eq!(
+            moved(0x6000, 0x9_0000),
+            None,
+            "the anchor is behind the start"
+        );
+        assert_eq!(moved(0x3000, 0x9_0001), None, "not at a page");
+    }
 }

@@ -141,3 +141,48 @@ impl Attributes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_either_allows_both_together_allow() {
+        use Execute::{Always, Never, Privileged, Unprivileged};
+        for (one, other, both) in [
+            (Never, Never, Never),
+            (Never, Privileged, Privileged),
+            (Unprivileged, Never, Unprivileged),
+            (Privileged, Privileged, Privileged),
+            (Unprivileged, Unprivileged, Unprivileged),
+            (Privileged, Unprivileged, Always),
+            (Always, Privileged, Always),
+            (Never, Always, Always),
+        ] {
+            assert_eq!(one.union(other), both, "{one:?} and {other:?}");
+            assert_eq!(other.union(one), both, "{other:?} and {one:?}");
+        }
+        let only_write = Permissions {
+            read: false,
+            ..Permissions::READ_WRITE
+        };
+        assert_eq!(Permissions::READ.union(only_write), Permissions::READ_WRITE);
+        assert_eq!(only_write.union(Permissions::READ), Permissions::READ_WRITE);
+    }
+
+    #[test]
+    fn an_access_is_allowed_by_its_own_permission() {
+        let allowed = |permissions: Permissions| {
+            [Access::Read, Access::Write, Access::Execute].map(|access| permissions.allow(access))
+        };
+        assert_eq!(allowed(Permissions::READ), [true, false, false]);
+        assert_eq!(allowed(Permissions::READ_WRITE), [true, true, false]);
+        assert_eq!(allowed(Permissions::ALL), [true, true, true]);
+        let fetches = Permissions {
+            read: false,
+            write: false,
+            execute: Execute::Unprivileged,
+        };
+        assert_eq!(allowed(fetches), [false, false, true]);
+    }
+}

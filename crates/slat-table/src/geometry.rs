@@ -420,4 +420,62 @@ mod tests {
         let across = [(range((1 << 30) - 0x1000, 0x2000), Level::PAGE)];
         assert_eq!(geometry.minimum_table_bytes(&across), 5 * 4096);
     }
+
+    /// Pages, blocks of 2 MiB and of 1 GiB, 40 bits: a root wider than the others.
+    fn three_levels() -> Geometry {
+        let shapes = [shape(12, 9), shape(21, 9), shape(30, 10)];
+        Geometry::new(&shapes, 40).unwrap()
+    }
+
+    #[test]
+    fn an_address_is_cut_into_indexes() {
+        let geometry = three_levels();
+        let gpa = Gpa::new(515 << 30 | 5 << 21 | 7 << 12 | 0x123);
+        let indexes = [0, 1, 2].map(|number| geometry.index(Level::new(number), gpa));
+        assert_eq!(indexes, [7, 5, 515]);
+        assert_eq!((geometry.address_bits(), geometry.span_shift()), (40, 21));
+        let maps = [0, 1, 2].map(|number| geometry.table_maps(Level::new(number)));
+        assert_eq!(maps, [1 << 21, 1 << 30, 1 << 40]);
+    }
+
+    #[test]
+    fn spans_and_blocks_lie_around_their_address() {
+        let geometry = three_levels();
+        let range = |start, bytes| GpaRange::new(Gpa::new(start), bytes).ok();
+        let gpa = Gpa::new((5 << 21) + 0x7123);
+        assert_eq!(geometry.span(gpa), range(5 << 21, 2 << 20));
+        let block = |number| geometry.block(Level::new(number), gpa);
+        assert_eq!(block(0), range((5 << 21) + 0x7000, 0x1000));
+        assert_eq!(block(1), range(5 << 21, 2 << 20));
+        assert_eq!(block(2), range(0, 1 << 30));
+        assert_eq!(geometry.block(Level::PAGE, Gpa::new(1 << 40)), None);
+        let last = range((1 << 40) - 0x1000, 0x1000).unwrap();
+        assert!(geometry.contains(&last));
+        assert!(!geometry.contains(&range((1 << 40) - 0x1000, 0x2000).unwrap()));
+    }
+
+    #[test]
+    fn levels_are_listed_from_either_end() {
+        let geometry = three_levels();
+        let numbers =
+            |levels: Vec<Level>| levels.iter().map(|level| level.index()).collect::<Vec<_>>();
+        assert_eq!(numbers(geometry.levels_down().collect()), [2, 1, 0]);
+        assert_eq!(numbers(geometry.levels_below_root().collect()), [0, 1]);
+        let mut up: Vec<_> = geometry.leaf_levels().collect();
+        up.reverse();
+        assert!(!up.is_empty() && geometry.leaf_levels_up().eq(up));
+        assert_eq!(Level::PAGE.down(), None);
+        assert_eq!(Level::new(2).down(), Some(Level::new(1)));
+        let sizes: Vec<_> = geometry.by_size([4, 3, 2, 1, 0]).collect();
+        assert_eq!(sizes, [(1 << 12, 4), (1 << 21, 3), (1 << 30, 2)]);
+    }
+
+    #[test]
+    fn a_range_that_ends_with_a_table_needs_no_table_behind_it() {
+        let geometry = three_levels();
+        let span = GpaRange::new(Gpa::new(5 << 21), 2 << 20).unwrap();
+        let table = |number| u64::from(geometry.shape(Level::new(number)).table_bytes);
+        let fewest = geometry.minimum_table_bytes(&[(span, Level::PAGE)]);
+        assert_eq!(fewest, table(0) + table(1) + table(2));
+    }
 }

@@ -288,3 +288,22 @@ pub trait Platform: TableMemory + Tlb + 'static {
     /// The locks to use.
     type Locks: Locks;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_four_bytes_is_a_half_that_leaves_the_other_alone() {
+        let pair = u64::from_ne_bytes([0x11, 0x22, 0x33, 0x44, 0xd5, 0xe6, 0xf7, 0x88]);
+        let halves = [0x1000, 0x1004].map(|entry| Word::at(Hpa::new(entry)));
+        assert!(halves.iter().all(|half| half.pair == Hpa::new(0x1000)));
+        let words = halves.map(|half| half.of(pair).to_ne_bytes());
+        assert_eq!(words, [[0x11, 0x22, 0x33, 0x44], [0xd5, 0xe6, 0xf7, 0x88]]);
+        let value = u32::from_ne_bytes([0xa1, 0xb2, 0xc3, 0xd4]);
+        let written = halves.map(|half| half.with(pair, value).to_ne_bytes());
+        let first = [0xa1, 0xb2, 0xc3, 0xd4, 0xd5, 0xe6, 0xf7, 0x88];
+        let second = [0x11, 0x22, 0x33, 0x44, 0xa1, 0xb2, 0xc3, 0xd4];
+        assert_eq!(written, [first, second]);
+    }
+}

@@ -325,3 +325,44 @@ fn ram_that_a_driver_hands_out_is_ram_in_blocks_as_large_as_it_is_aligned() {
     );
     assert_eq!(space.view().peek(range.start(), Access::Write), Ok(page));
 }
+
+#[test]
+fn a_device_of_which_all_parts_are_alike_again_is_one_vma() {
+    let linear = Backing::Linear {
+        hpa: Hpa::new(0x900_0000),
+        memory: MemoryType::Device,
+    };
+    let driver = Backing::Driver {
+        device: device(8),
+        offset: 0,
+    };
+    for backing in [linear, driver] {
+        let space = Space::new(arena(4));
+        let range = pages(BLOCK, 8);
+        space.map(range, Protection::ReadWrite, backing).unwrap();
+        let vma = || space.view().find_vma(hva(BLOCK)).map(|vma| vma.range);
+        let middle = pages(BLOCK + 2, 4);
+        space.protect(middle, Protection::ReadOnly).unwrap();
+        assert_eq!(vma(), Some(pages(BLOCK, 2)));
+        space.protect(middle, Protection::ReadWrite).unwrap();
+        assert_eq!(vma(), Some(range));
+    }
+}
+
+#[test]
+fn devices_side_by_side_stay_apart() {
+    let space = Space::new(arena(4));
+    let one = device(8);
+    let memory = HpaRange::new(Hpa::new(0x20_0000_0000), 8 * PAGE_SIZE).unwrap();
+    let other = DriverDevice::new(memory, MemoryType::Device);
+    // The second goes on at the offset at which the first ends.
+    for (first, device, offset) in [(BLOCK, one, 0), (BLOCK + 4, other, 4 * PAGE_SIZE)] {
+        let backing = Backing::Driver { device, offset };
+        space
+            .map(pages(first, 4), Protection::ReadWrite, backing)
+            .unwrap();
+    }
+    let vma = |page| space.view().find_vma(hva(page)).map(|vma| vma.range);
+    assert_eq!(vma(BLOCK), Some(pages(BLOCK, 4)));
+    assert_eq!(vma(BLOCK + 4), Some(pages(BLOCK + 4, 4)));
+}

@@ -188,5 +188,6 @@ fn memory_that_is_gone_hears_nothing() {
         .discard(HvaRange::new(RAM, PAGE_SIZE).unwrap())
         .unwrap();
     assert!(taken(&between.log).is_empty());
-    assert!(!space.age(HvaRange::new(RAM, PAGE_SIZE).unwrap()));
+    let page = HvaRange::new(RAM, PAGE_SIZE).unwrap();
+    assert!(!space.age(page) && !space.test_young(page));
 }

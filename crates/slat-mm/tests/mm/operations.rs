@@ -329,7 +329,8 @@ fn a_migration_keeps_the_contents_and_the_guest_follows() {
     );
     assert_eq!(space.statistics().resident, counts(512, 0));
     assert_eq!(read(&space, hva(BLOCK + 3)), 4);
-    assert_eq!(space.statistics().done.migrated, counts(2, 1));
+    let done = space.statistics().done;
+    assert_eq!((done.migrated, done.split), (counts(2, 1), 1));
 
     let outside = MigrateError::BlockOutsideVma {
         hva: hva(BLOCK + 512),
@@ -356,6 +357,7 @@ fn a_split_changes_only_how_the_guest_maps_it() {
     );
     let before = guest.access(hva(BLOCK + 77), Access::Write).unwrap();
     space.split(hva(BLOCK + 5)).unwrap();
+    assert_eq!(space.statistics().done.split, 1);
     assert_eq!(guest.announced(), [pages(BLOCK, 512)]);
     assert_eq!(guest.access(hva(BLOCK + 77), Access::Write), Ok(before));
     let leaves = guest.memory.table().count_leaves(&guest.slot_range());
@@ -369,4 +371,33 @@ fn a_split_changes_only_how_the_guest_maps_it() {
         Err(SplitError::NotHuge(hva(BLOCK)))
     );
     guest.check();
+}
+
+#[test]
+fn an_access_that_the_protection_does_not_allow_is_refused() {
+    let (_, space, guest) = anonymous(pages(BLOCK, 2));
+    guest.fault(hva(BLOCK), Access::Write).unwrap();
+    space
+        .protect(pages(BLOCK, 2), Protection::ReadOnly)
+        .unwrap();
+    for (hva, access) in [(hva(BLOCK), Access::Write), (hva(BLOCK + 1), Access::Write)] {
+        let refused = Err(ResolveError::NotPermitted { hva, access });
+        assert_eq!(space.fault(hva, access), refused);
+        assert_eq!(space.view().peek(hva, access), refused);
+    }
+    assert!(space.fault(hva(BLOCK), Access::Read).is_ok());
+}
+
+#[test]
+fn a_frame_that_reaches_beyond_its_vma_is_seen_page_by_page() {
+    let (_, space, guest) = anonymous(pages(BLOCK, 512));
+    let whole = guest.fault(hva(BLOCK), Access::Write).unwrap();
+    space
+        .protect(pages(BLOCK + 256, 256), Protection::ReadOnly)
+        .unwrap();
+    for page in [BLOCK + 5, BLOCK + 300] {
+        let seen = space.view().peek(hva(page), Access::Read).unwrap();
+        assert_eq!(seen.block, pages(page, 1));
+        assert_eq!(seen.hpa.raw(), whole.hpa.raw() + (page - BLOCK) * PAGE_SIZE);
+    }
 }

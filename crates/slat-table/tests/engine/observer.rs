@@ -130,6 +130,20 @@ impl<F: Format> Observer<F> {
         assert!(alike, "a run in part around {block}: {said:?}");
     }
 
+    /// A leaf of a run decodes to the run's first address, but has that of its own page.
+    fn expect_own_address(&self, level: Level, range: &GpaRange, raw: u64) {
+        let Entry::Leaf { hpa, attributes } = self.decode(level, raw) else {
+            return;
+        };
+        if !attributes.contiguous {
+            return;
+        }
+        let run = self.cached(level, *range, Entry::Leaf { hpa, attributes });
+        let own = Hpa::new(hpa.raw() + (range.start().raw() - run.start().raw()));
+        let expected = F::leaf(&self.features, level, own, attributes);
+        assert_eq!(expected, Ok(in_order::<F>(raw)), "{range} of {run}");
+    }
+
     /// What the entries say that make up a run, if one is there, with this one.
     fn run_of(&self, entry: u64, level: Level, block: &GpaRange, bytes: u64) -> Vec<Entry> {
         let shift = self.geometry.shape(level).shift;
@@ -194,6 +208,7 @@ impl<F: Format> Observer<F> {
         // The root is filled with empty entries before any CPU knows of it.
         let was = known.map_or(Entry::Empty, |old| self.decode(level, old));
         let now = self.decode(level, new);
+        self.expect_own_address(level, &range, new);
         match (was, now) {
             (Entry::Empty, Entry::Empty) => {}
             (Entry::Empty, _) => self.made(level, range, now),

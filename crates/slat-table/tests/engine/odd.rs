@@ -39,7 +39,9 @@ const fn run_bits(level: Level) -> u8 {
 
 /// Bytes that a run of `level` maps.
 const fn run_bytes(level: Level) -> u64 {
-    1 << (PAGE_SHIFT as usize + INDEX_BITS as usize * level.index() + run_bits(level) as usize)
+    let shift =
+        PAGE_SHIFT as usize + INDEX_BITS as usize * level.index() + run_bits(level) as usize;
+    1 << (shift & 63)
 }
 
 const EXECUTE: [Execute; 4] = [
@@ -164,7 +166,8 @@ impl Format for Odd {
     }
 
     fn leaf_step(level: Level) -> u64 {
-        1 << (usize::from(PAGE_SHIFT) + usize::from(INDEX_BITS) * level.index())
+        // Wraps for levels that no tree has.
+        1 << ((usize::from(PAGE_SHIFT) + usize::from(INDEX_BITS) * level.index()) & 63)
     }
 
     fn run_step(level: Level) -> u64 {

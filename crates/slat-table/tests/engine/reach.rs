@@ -9,6 +9,8 @@ use slat_table::format::arm64::{Arm64, Arm64Features};
 use slat_table::format::armv7::{Armv7, Armv7Features};
 use slat_table::format::ept::{Ept, EptFeatures};
 use slat_table::format::npt::{Npt, NptFeatures};
+use slat_table::format::power::{Power4K, PowerFeatures};
+use slat_table::format::riscv::sv32x4::{Sv32x4, Sv32x4Features};
 use slat_table::format::riscv::{RiscV, RiscVFeatures};
 use slat_table::lock::StdLocks;
 use slat_table::platform::{Platform, TableMemory, Tlb, TlbWork};
@@ -86,7 +88,11 @@ fn a_vm_number_that_the_hardware_would_cut_is_refused() {
         let table = PageTable::<F, _>::new(
             SimulatedPlatform::<StdLocks>::new(),
             features,
-            TableOptions::default(),
+            // As many as every format has.
+            TableOptions {
+                address_bits: 34,
+                ..TableOptions::default()
+            },
         )
         .unwrap();
         let most = u16::MAX >> (16 - F::vmid_bits(&features));
@@ -101,5 +107,7 @@ fn a_vm_number_that_the_hardware_would_cut_is_refused() {
     assert_eq!(widest::<Arm64>(Arm64Features::NONE), 0xff);
     assert_eq!(widest::<Armv7>(Armv7Features), 0xff);
     assert_eq!(widest::<RiscV>(RiscVFeatures::ALL), 0x3fff);
+    assert_eq!(widest::<Sv32x4>(Sv32x4Features::ALL), 0x7f);
+    assert_eq!(widest::<Power4K>(PowerFeatures::ALL), 0xfff);
     assert_eq!(widest::<Ept>(EptFeatures::ALL), 0xffff);
 }

@@ -2,7 +2,7 @@
 //! flush and that before what is made, entries of four bytes have neighbours.
 
 use slat_table::address::{GpaRange, Hpa, PAGE_SIZE};
-use slat_table::attributes::{Attributes, Execute, Permissions};
+use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
 use slat_table::cache::TableCache;
 use slat_table::format::{Entry, Format};
 use slat_table::geometry::Level;
@@ -198,6 +198,66 @@ fn a_run_is_unmapped_whole_or_broken<F: Format>(features: F::Features, bits: u8)
     }
 }
 
+fn a_removal_meets_a_run_with_its_start_or_with_its_end<F: Format>(
+    features: F::Features,
+    bits: u8,
+) {
+    for (level, run) in Bench::<F>::new(features, bits).levels_with_runs() {
+        for (splits, starts_in_run) in [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let mut bench = Bench::<F>::new(features, bits);
+            let leaf = bench.table.geometry().entry_bytes(level);
+            if bench.table.geometry().table_maps(level) < 2 * run {
+                continue;
+            }
+            bench.map(&range(0, 2 * run), level, RAM);
+            bench.watch();
+            // One run in part and one whole.
+            let (gone, outside) = if starts_in_run {
+                (range(leaf, 2 * run - leaf), 0)
+            } else {
+                (range(0, run + leaf), run + leaf)
+            };
+            bench.unmap(&gone, splits);
+            for inside in [gone.start().raw(), run, gone.end().raw() - 1] {
+                assert_eq!(bench.look(inside), None, "{inside:#x} of {gone:?}");
+            }
+            let kept = splits.then_some((hpa(bench.host + outside), RAM));
+            assert_eq!(bench.look(outside), kept, "{gone:?}");
+            bench.watch();
+        }
+    }
+}
+
+fn what_lies_behind_the_first_piece_stays_when_that_goes<F: Format>(
+    features: F::Features,
+    bits: u8,
+) {
+    let bench = Bench::<F>::new(features, bits);
+    let geometry = *bench.table.geometry();
+    let mut wholes: Vec<(Level, u64, u64)> = bench
+        .levels_with_runs()
+        .into_iter()
+        .map(|(level, run)| (level, run, geometry.entry_bytes(level)))
+        .collect();
+    let block = Level::new(1);
+    if geometry.shape(block).leaf {
+        let piece = geometry.entry_bytes(PAGE);
+        wholes.push((block, geometry.entry_bytes(block), piece));
+    }
+    for (level, whole, piece) in wholes {
+        let mut bench = Bench::<F>::new(features, bits);
+        bench.map(&range(0, whole), level, RAM);
+        bench.watch();
+        bench.unmap(&range(0, piece), true);
+        assert_eq!(bench.look(0), None);
+        for kept in [piece, whole - 1] {
+            assert!(bench.look(kept).is_some(), "{kept:#x} of {level:?}");
+        }
+        bench.watch();
+    }
+}
+
 fn breaking_a_run_breaks_flushes_and_makes<F: Format>(features: F::Features, bits: u8) {
     for (level, run) in Bench::<F>::new(features, bits).levels_with_runs() {
         let mut bench = Bench::<F>::new(features, bits);
@@ -266,13 +326,16 @@ fn a_run_is_young_and_dirty_as_a_whole<F: Format>(features: F::Features, bits: u
                 .translate(gpa(0))
                 .is_some_and(|first| first.attributes.dirty)
         );
+        let wanted = Attributes { dirty: true, ..RAM };
+        let installed = bench.map(&range(0, leaf), level, wanted);
+        assert_eq!(installed.present, 1, "what one leaf notes, all have noted");
         bench.unmap(&range(run - leaf, leaf), true);
         let first = bench
             .table
             .translate(gpa(0))
             .expect("what was outside stays");
         assert!(
-            first.attributes.dirty,
+            first.attributes.dirty && first.attributes.accessed,
             "the note counts for all that was one translation"
         );
         bench.watch();
@@ -298,6 +361,55 @@ fn a_run_does_not_come_to_allow_more<F: Format>(features: F::Features, bits: u8)
             bench.look(leaf),
             Some((hpa(bench.host + leaf), in_run(ROM)))
         );
+        bench.watch();
+    }
+}
+
+fn another_address_or_memory_type_than_a_run_has_is_a_conflict<F: Format>(
+    features: F::Features,
+    bits: u8,
+) {
+    for (level, run) in Bench::<F>::new(features, bits).levels_with_runs() {
+        let mut bench = Bench::<F>::new(features, bits);
+        let leaf = bench.table.geometry().entry_bytes(level);
+        let whole = range(0, run);
+        bench.map(&whole, level, RAM);
+        let conflict = Installed {
+            conflict: Some(whole),
+            ..Installed::default()
+        };
+        let uncached = Attributes {
+            memory: MemoryType::NonCacheable,
+            ..RAM
+        };
+        if F::leaf(&features, level, hpa(bench.host), uncached).is_ok() {
+            assert_eq!(bench.map(&range(leaf, leaf), level, uncached), conflict);
+        }
+        let said = bench.look(leaf);
+        assert_eq!(said, Some((hpa(bench.host + leaf), in_run(RAM))));
+        bench.host -= run;
+        assert_eq!(bench.map(&range(leaf, leaf), level, RAM), conflict);
+        assert_eq!(bench.look(leaf), said);
+        bench.watch();
+    }
+}
+
+fn a_write_to_one_leaf_makes_its_run_dirty<F: Format>(features: F::Features, bits: u8) {
+    for (level, run) in Bench::<F>::new(features, bits).levels_with_runs() {
+        let mut bench = Bench::<F>::new(features, bits);
+        let leaf = bench.table.geometry().entry_bytes(level);
+        let dirty = Attributes { dirty: true, ..RAM };
+        if F::leaf(&features, level, hpa(bench.host), dirty).is_err() {
+            continue;
+        }
+        bench.map(&range(0, run), level, RAM);
+        let extended = Installed {
+            extended: 1,
+            ..Installed::default()
+        };
+        assert_eq!(bench.map(&range(leaf, leaf), level, dirty), extended);
+        let last = bench.look(run - leaf);
+        assert_eq!(last, Some((hpa(bench.host + run - leaf), in_run(dirty))));
         bench.watch();
     }
 }
@@ -375,9 +487,13 @@ crate::setup::for_every_format! {
     whole_aligned_runs_are_mapped_as_runs,
     a_run_is_mapped_only_where_nothing_is_and_addresses_are_aligned_alike,
     a_run_is_unmapped_whole_or_broken,
+    a_removal_meets_a_run_with_its_start_or_with_its_end,
+    what_lies_behind_the_first_piece_stays_when_that_goes,
     breaking_a_run_breaks_flushes_and_makes,
     a_run_is_young_and_dirty_as_a_whole,
     a_run_does_not_come_to_allow_more,
+    another_address_or_memory_type_than_a_run_has_is_a_conflict,
+    a_write_to_one_leaf_makes_its_run_dirty,
     a_block_is_broken_before_its_pieces_are_made,
     entries_beside_one_that_changes_stay,
 }
@@ -394,4 +510,20 @@ fn some_formats_have_runs() {
         runs(Bench::<crate::odd::Odd>::new((), 40).levels_with_runs()),
         2
     );
+}
+
+#[test]
+fn the_caller_does_not_say_which_leaves_are_a_run() {
+    use slat_table::format::arm64::{Arm64, Arm64Features};
+    let bench = Bench::<Arm64>::new(Arm64Features::ALL, 48);
+    let asked = Attributes {
+        contiguous: true,
+        ..RAM
+    };
+    let leaves = |attributes| {
+        let page = range(0, PAGE_SIZE);
+        bench.table.leaves(page, hpa(bench.host), PAGE, attributes)
+    };
+    assert!(leaves(RAM).is_ok());
+    assert_eq!(leaves(asked), leaves(RAM), "one page is no run");
 }

@@ -162,6 +162,14 @@ fn foreign_entries_are_told_from_ours() {
     }
 }
 
+#[test]
+fn the_contiguous_hint_moves_the_address_of_leaves_only() {
+    let table = Hpa::new(0x8000_1000);
+    let raw = Armv7::table(&FEATURES, MIB2, table) | 1 << 52;
+    let found = Armv7::decode(&FEATURES, MIB2, raw);
+    assert_eq!(found, Entry::Table(table), "ignored in a table pointer");
+}
+
 /// Guest address bits, levels, `SL0`, tables side by side at the root, `T0SZ` with its sign.
 const SHAPES: [(u8, usize, u32, u32, u32); 9] = [
     (32, 2, 0, 4, 0b0_0000),

@@ -3,7 +3,7 @@
 use slat_table::address::Hpa;
 use slat_table::attributes::{Attributes, Execute, MemoryType, Permissions};
 use slat_table::format::{EncodeError, Entry, Format};
-use slat_table::geometry::{Geometry, Level};
+use slat_table::geometry::{Geometry, Level, MAX_LEVELS};
 
 const EXECUTE: [Execute; 4] = [
     Execute::Never,
@@ -53,11 +53,14 @@ pub(crate) fn all_attributes(software: &[u8]) -> Vec<Attributes> {
 /// Checks every law for one set of hardware features.
 pub(crate) fn check<F: Format>(features: &F::Features, address_bits: u8) {
     let geometry = F::geometry(features, address_bits).unwrap();
+    any_level_can_be_asked_about::<F>(features);
     assert!(geometry.has_shifts(F::SHIFTS));
     let software: Vec<u8> = (0..=16).chain([0x80, 0xff]).collect();
     let attributes = all_attributes(&software);
     for level in geometry.levels_down() {
         empty_is_empty::<F>(features, level);
+        let shape = geometry.shape(level);
+        assert!(shape.leaf || shape.run_bits == 0, "runs of what is no leaf");
         if level != Level::PAGE {
             tables_are_tables::<F>(features, &geometry, level);
         }
@@ -73,6 +76,20 @@ pub(crate) fn check<F: Format>(features: &F::Features, address_bits: u8) {
             geometry.shape(level).leaf,
             "{level:?} of {features:?}"
         );
+    }
+}
+
+/// Levels that no tree of the format has are no reason to panic, up to the one above the highest
+/// root of any format.
+fn any_level_can_be_asked_about<F: Format>(features: &F::Features) {
+    let highest = u8::try_from(MAX_LEVELS).unwrap();
+    for level in (0..=highest).map(Level::new) {
+        assert_ne!(F::leaf_step(level), 0, "{level:?}");
+        empty_is_empty::<F>(features, level);
+        for bit in 0..64 {
+            let _ = F::decode(features, level, 1 << bit);
+            let _ = F::decode(features, level, !(1 << bit));
+        }
     }
 }
 

@@ -206,6 +206,13 @@ fn errors_name_what_cannot_be_expressed() {
 }
 
 #[test]
+fn an_entry_that_maps_nothing_is_zero() {
+    for level in [PAGE, MIB2, GIB1, GIB512] {
+        assert_eq!(Power4K::empty(level), 0);
+    }
+}
+
+#[test]
 fn foreign_entries_are_told_from_ours() {
     let leaf = |level| {
         let hpa = Hpa::new(0x8000_0000);

@@ -278,6 +278,17 @@ fn a_pointer_that_an_instruction_made_invalid_is_empty() {
     }
 }
 
+#[test]
+fn only_page_tables_may_begin_between_two_pages() {
+    let table = Hpa::new(0x4800);
+    let segment = S390::table(&ALL, SEGMENT, table);
+    assert_eq!(S390::decode(&ALL, SEGMENT, segment), Entry::Table(table));
+    for level in [REGION_3, REGION_2, REGION_1] {
+        let raw = S390::table(&ALL, level, Hpa::new(0x4000)) | 0x800;
+        assert_eq!(S390::decode(&ALL, level, raw), Entry::Foreign(raw));
+    }
+}
+
 /// Guest address bits, levels, index bits of the root, and the ASCE's low bits.
 const SHAPES: [(u8, usize, u8, u64); 8] = [
     (31, 2, 11, 0b0011),

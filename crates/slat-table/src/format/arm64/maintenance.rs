@@ -236,6 +236,13 @@ mod tests {
     }
 
     #[test]
+    fn publishing_takes_a_barrier_and_a_synchronization() {
+        let mut issued = Vec::new();
+        publish(|instruction| issued.push(instruction));
+        assert_eq!(issued, [DsbIshst, Isb]);
+    }
+
+    #[test]
     fn larger_pages_take_an_invalidation_each() {
         let work = TlbWork::leaves(range(0x4000_0000, 0x4_0000), Level::PAGE);
         let operands = |issued: Vec<Instruction>| {

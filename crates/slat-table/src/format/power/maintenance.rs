@@ -325,6 +325,16 @@ mod tests {
     }
 
     #[test]
+    fn a_local_flush_goes_entry_by_entry_up_to_the_most() {
+        // Beside the pages, the block of each larger size around them.
+        let pages = MOST_ENTRIES - 2;
+        let most = local(range(0, pages << 12));
+        assert_eq!(most.len() as u64, MOST_ENTRIES + 2, "between two barriers");
+        let more = local(range(0, (pages + 1) << 12));
+        assert!(more.contains(&PARTITION));
+    }
+
+    #[test]
     fn publishing_takes_one_barrier() {
         let mut issued = Vec::new();
         publish(|instruction| issued.push(instruction));

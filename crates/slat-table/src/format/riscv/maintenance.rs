@@ -241,6 +241,8 @@ mod tests {
         assert_eq!(local(RiscVFeatures::ALL, page), [at(0x4000_3000)]);
         let block = range(0x4000_0000, 2 << 20);
         assert_eq!(local(RiscVFeatures::ALL, block), [ALL]);
+        let most = range(0x4000_0000, MOST_ENTRIES << 12);
+        assert_eq!(local(RiscVFeatures::ALL, most).len() as u64, MOST_ENTRIES);
     }
 
     #[test]

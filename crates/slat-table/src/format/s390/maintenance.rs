@@ -210,6 +210,11 @@ mod tests {
     }
 
     #[test]
+    fn clearing_by_asce_is_bit_52_of_the_operand() {
+        assert_eq!(CLEAR_BY_ASCE, 1_u64.rotate_right(52 + 1));
+    }
+
+    #[test]
     fn publishing_serializes() {
         let mut issued = Vec::new();
         publish(|instruction| issued.push(instruction));
