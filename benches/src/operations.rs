@@ -16,8 +16,9 @@ use crate::heap::Heap;
 use crate::host::{BASE, Ram};
 
 /// What can be counted.
-pub(crate) const OPERATIONS: [&str; 7] = [
+pub(crate) const OPERATIONS: [&str; 8] = [
     "nothing",
+    "install-page",
     "map-page",
     "map-range",
     "unmap-range",
@@ -54,6 +55,7 @@ slat_table::every_format!(formats);
 fn count<F: Format>(operation: &str, features: F::Features, bits: u8) -> Result<u64, String> {
     match operation {
         "nothing" => Ok(measured(|| 1)),
+        "install-page" => Ok(install_page::<F>(features, bits)),
         "map-page" => Ok(map_page::<F>(features, bits)),
         "map-range" => Ok(map_range::<F>(features, bits)),
         "unmap-range" => Ok(unmap_range::<F>(features, bits)),
@@ -103,6 +105,27 @@ fn map<F: Format>(
     let installed = hold.install(&leaves, cache).expect("tables are ready");
     drop(hold);
     table.settle(&installed, range);
+}
+
+/// Installs a page that was encoded before, under the stripe's lock, and makes it visible.
+fn install_page<F: Format>(features: F::Features, bits: u8) -> u64 {
+    let table = table::<F>(features, bits);
+    let mut cache = TableCache::new(&table);
+    cache.fill().expect("memory for tables");
+    let first = pages(&table, 0, 1);
+    map(&table, &mut cache, first, hpa_behind(&table, first.start()));
+    let second = pages(&table, 1, 1);
+    let attributes = Attributes::new(Permissions::ALL, MemoryType::WriteBack);
+    let hpa = hpa_behind(&table, second.start());
+    let leaves = table.leaves(second, hpa, Level::PAGE, attributes);
+    let leaves = black_box(leaves.expect("a page"));
+    measured(|| {
+        let mut hold = table.hold_span(second.start());
+        let installed = hold.install(&leaves, &mut cache).expect("a table is there");
+        drop(hold);
+        table.settle(&installed, second);
+    });
+    1
 }
 
 fn map_page<F: Format>(features: F::Features, bits: u8) -> u64 {

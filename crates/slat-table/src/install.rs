@@ -65,10 +65,11 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
         let Leaves {
             range,
             level,
+            count,
             first,
             ..
         } = *leaves;
-        if leaves.is_one::<F>() && self.install_where_empty(range.start(), level, first) {
+        if count == 1 && self.install_where_empty(range.start(), level, first) {
             return Ok(Installed {
                 new: 1,
                 ..Installed::default()
@@ -143,7 +144,7 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
     #[inline]
     fn install_leaves(self, leaves: &Leaves, table: Place) -> Installed {
         let shape = *self.table.geometry.shape(leaves.level);
-        let count = leaves.count(shape);
+        let count = leaves.count;
         if leaves.runs.is_none() {
             return self.install_alone(leaves, table, 0..count);
         }
@@ -363,9 +364,8 @@ impl<F: Format, P: Platform> Tree<'_, F, P> {
             let allows = old.permissions.union(attributes.permissions) == old.permissions;
             let noted = (old.accessed || !attributes.accessed) && (old.dirty || !attributes.dirty);
             if same && allows && noted {
-                let present = leaves.range.bytes() >> self.table.geometry.shape(leaves.level).shift;
                 return Installed {
-                    present,
+                    present: leaves.count,
                     ..Installed::default()
                 };
             }

@@ -18,6 +18,8 @@ use crate::table::PageTable;
 pub struct Leaves {
     pub(crate) range: GpaRange,
     pub(crate) level: Level,
+    /// How many there are.
+    pub(crate) count: u64,
     /// The first leaf, where it is alone.
     pub(crate) first: u64,
     /// The first leaf of the first whole run among them, as one of a run.
@@ -35,24 +37,12 @@ impl Leaves {
         self.level
     }
 
-    /// Whether there is only one.
-    #[inline]
-    pub(crate) fn is_one<F: Format>(&self) -> bool {
-        self.range.bytes() == 1 << F::shift(self.level)
-    }
-
-    /// How many there are, of this shape.
-    #[inline]
-    pub(crate) const fn count(&self, shape: LevelShape) -> u64 {
-        self.range.bytes() >> (shape.shift & 63)
-    }
-
     /// The index behind the leaves that lie where one run may be and this one lies.
     pub(crate) fn end_of_piece(&self, index: u64, shape: LevelShape) -> u64 {
         // Runs are aligned, so what counts is the leaf's number among all of its level.
         let first = self.range.start().raw() >> shape.shift;
         let last_of_run = (first + index) | ((1 << shape.run_bits) - 1);
-        self.count(shape).min(last_of_run + 1 - first)
+        self.count.min(last_of_run + 1 - first)
     }
 
     /// The leaf of this index, alone, where `step` leads from one to the next.
@@ -126,6 +116,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         Some(Leaves {
             range: self.geometry.block(level, gpa)?,
             level,
+            count: 1,
             first: leaves.leaf(index, F::leaf_step(level)),
             runs: None,
         })
@@ -166,10 +157,11 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let leaves = Leaves {
             range,
             level,
+            count: range.bytes() >> F::shift(level),
             first: F::leaf(&self.features, level, hpa, attributes)?,
             runs: None,
         };
-        if range.bytes() == bytes {
+        if leaves.count == 1 {
             Ok(leaves)
         } else {
             self.with_neighbours(leaves, hpa, attributes)
