@@ -91,6 +91,7 @@ pub fn export<'r>(
         written: 0,
         roots: BTreeMap::new(),
         current: BTreeMap::new(),
+        shapes: BTreeMap::new(),
         owners: BTreeMap::new(),
         waiting: BTreeMap::new(),
         tables: BTreeSet::new(),
@@ -111,6 +112,8 @@ struct Exporter<W> {
     roots: BTreeMap<Vm, arm64::Registers>,
     /// Which VM's registers each CPU has.
     current: BTreeMap<Cpu, Vm>,
+    /// What each CPU's `VTCR_EL2` holds.
+    shapes: BTreeMap<Cpu, u64>,
     /// The root of each page that the checker was told one of.
     owners: BTreeMap<u64, u64>,
     /// Pages linked in a page that has no owner yet.
@@ -222,12 +225,7 @@ impl<W: Write> Exporter<W> {
         if self.roots.insert(vm, *registers) == Some(*registers) {
             return self.switch(record, vm);
         }
-        let vtcr = registers.vtcr & !HARDWARE_UPDATES;
-        self.line(
-            record,
-            "sysreg-write",
-            &format!("(sysreg vtcr_el2) (value {vtcr:#x})"),
-        )?;
+        self.shape(record, registers.vtcr)?;
         let lock = ROOT_LOCK + 8 * u64::from(vm);
         let hint = format!("(kind set_root_lock) (location {root:#x}) (value {lock:#x})");
         self.line(record, "hint", &hint)?;
@@ -242,14 +240,29 @@ impl<W: Write> Exporter<W> {
         )
     }
 
+    /// Tells the record's CPU the shape of the tree: the checker walks it from each CPU that ends
+    /// an invalidation, by that CPU's own register.
+    fn shape(&mut self, record: &Record, vtcr: u64) -> Result<(), ExportError> {
+        let vtcr = vtcr & !HARDWARE_UPDATES;
+        if self.shapes.insert(record.cpu, vtcr) == Some(vtcr) {
+            return Ok(());
+        }
+        self.line(
+            record,
+            "sysreg-write",
+            &format!("(sysreg vtcr_el2) (value {vtcr:#x})"),
+        )
+    }
+
     /// Has the record's CPU point to `vm`.
     fn switch(&mut self, record: &Record, vm: Vm) -> Result<(), ExportError> {
-        let Some(registers) = self.roots.get(&vm) else {
+        let Some(&registers) = self.roots.get(&vm) else {
             return Ok(());
         };
         if self.current.insert(record.cpu, vm) == Some(vm) {
             return Ok(());
         }
+        self.shape(record, registers.vtcr)?;
         // Rather than the register's own field, which may be narrower, the VM's number.
         let vttbr = u64::from(vm) << 48 | registers.vttbr & ADDRESS;
         self.line(

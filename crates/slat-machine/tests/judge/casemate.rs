@@ -1,5 +1,6 @@
 //! casemate's format: what is exported can be read again, and the checker itself agrees.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
@@ -67,6 +68,30 @@ fn a_record_looks_as_the_checker_wants_it() {
     for line in expected {
         assert!(text.lines().any(|it| it == line), "{line}\n{text}");
     }
+}
+
+#[test]
+fn every_cpu_that_points_to_a_root_is_told_the_shape_of_the_tree_before() {
+    let mut others = 0;
+    for (name, records) in shapes::all() {
+        let Ok(text) = exported(&records) else {
+            continue;
+        };
+        let mut told = BTreeSet::new();
+        for line in text.lines() {
+            let cpu = line
+                .split("(tid ")
+                .nth(1)
+                .and_then(|rest| rest.split(')').next());
+            if line.contains("vtcr_el2") {
+                told.insert(cpu);
+            } else if line.contains("vttbr_el2") {
+                assert!(told.contains(&cpu), "{name}: {line}");
+                others += usize::from(cpu != Some("0"));
+            }
+        }
+    }
+    assert!(others > 0, "some scenario has a second CPU");
 }
 
 #[test]
