@@ -107,13 +107,19 @@ fn map<F: Format>(
     table.settle(&installed, range);
 }
 
+/// Maps the first page, and so makes the tables that its neighbours need. Returns where it is.
+fn map_first_page<F: Format>(table: &Table<F>, cache: &mut TableCache<'_, F, Heap>) -> Gpa {
+    cache.fill().expect("memory for tables");
+    let page = pages(table, 0, 1);
+    map(table, cache, page, hpa_behind(table, page.start()));
+    page.start()
+}
+
 /// Installs a page that was encoded before, under the stripe's lock, and makes it visible.
 fn install_page<F: Format>(features: F::Features, bits: u8) -> u64 {
     let table = table::<F>(features, bits);
     let mut cache = TableCache::new(&table);
-    cache.fill().expect("memory for tables");
-    let first = pages(&table, 0, 1);
-    map(&table, &mut cache, first, hpa_behind(&table, first.start()));
+    map_first_page(&table, &mut cache);
     let second = pages(&table, 1, 1);
     let attributes = Attributes::new(Permissions::ALL, MemoryType::WriteBack);
     let hpa = hpa_behind(&table, second.start());
@@ -131,9 +137,7 @@ fn install_page<F: Format>(features: F::Features, bits: u8) -> u64 {
 fn map_page<F: Format>(features: F::Features, bits: u8) -> u64 {
     let table = table::<F>(features, bits);
     let mut cache = TableCache::new(&table);
-    cache.fill().expect("memory for tables");
-    let first = pages(&table, 0, 1);
-    map(&table, &mut cache, first, hpa_behind(&table, first.start()));
+    map_first_page(&table, &mut cache);
     let second = pages(&table, 1, 1).start();
     let (gpa, hpa) = black_box((second, hpa_behind(&table, second)));
     measured(|| {
@@ -181,10 +185,7 @@ fn unmap_range<F: Format>(features: F::Features, bits: u8) -> u64 {
 fn translate<F: Format>(features: F::Features, bits: u8) -> u64 {
     let table = table::<F>(features, bits);
     let mut cache = TableCache::new(&table);
-    cache.fill().expect("memory for tables");
-    let page = pages(&table, 0, 1);
-    map(&table, &mut cache, page, hpa_behind(&table, page.start()));
-    let gpa = black_box(page.start());
+    let gpa = black_box(map_first_page(&table, &mut cache));
     let found = measured(|| table.gpa_to_hpa(gpa));
     u64::from(found.is_some())
 }

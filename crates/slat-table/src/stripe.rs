@@ -99,14 +99,6 @@ pub struct Snapshot {
     sum: u64,
 }
 
-impl Snapshot {
-    /// The stripes whose sequences it holds.
-    #[inline]
-    pub const fn set(&self) -> StripeSet {
-        self.set
-    }
-}
-
 #[repr(align(64))]
 struct Stripe<L: Locks> {
     in_progress: L::Mutex<u32>,
